@@ -1,0 +1,180 @@
+"""What an engine is, seen from the worker process that runs it, and the words both ends share.
+
+Units: a *sector* is 512 bytes everywhere in vddkfs; capacities, starts and counts of this module
+are in sectors unless a name ends in ``_bytes``.
+
+Images: an engine is opened on one chain, base first. Image ``n`` is the raw view composed of links
+0 to ``n``; the mounted disk is the last image.
+
+This module is used by the worker, so it imports neither trio nor pyfuse3 nor anything above
+``engines/``.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from vddkfs.errors import VddkfsError
+
+SECTOR = 512
+"""Bytes in a sector: the unit of VMDK structures and of VDDK, whatever the guest's disk reports."""
+
+
+class ExtentInfo(msgspec.Struct, frozen=True):
+    """One extent of a link: *sectors* long, of the descriptor's *kind* (SPARSE, FLAT, VMFS, ZERO...).
+
+    *path* is absolute, or empty for ZERO; *offset* is the first sector used in a flat file.
+    *allocated_bytes* is what the file occupies on its file system (st_blocks * 512).
+    """
+
+    kind: str
+    sectors: int
+    access: str = "RW"
+    path: str = ""
+    offset: int = 0
+    file_bytes: int = 0
+    allocated_bytes: int = 0
+
+
+class FileStamp(msgspec.Struct, frozen=True):
+    """The identity of one file: it changes when the file is replaced or (ctime, mtime) written."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class LinkIdentity(msgspec.Struct, frozen=True):
+    """What must stay equal while a frozen link is mounted (see the manual, Semantics).
+
+    *files* holds a stamp of every file of the link, descriptor first. *content_id* is the VMDK's
+    CID, eight hexadecimal digits.
+    """
+
+    path: str
+    content_id: str
+    capacity: int
+    files: tuple[FileStamp, ...] = ()
+
+    def replaced_by(self, other: "LinkIdentity") -> str:
+        """Say how *other* is another disk altogether, or "" when only its content may have moved.
+
+        A live link may be written by its owner: times, sizes and CID move. It must not be another
+        file (path, device, inode) or have another capacity.
+        """
+        if self.path != other.path:
+            return f"path {self.path} became {other.path}"
+        if self.capacity != other.capacity:
+            return f"capacity {self.capacity} became {other.capacity} sectors"
+        for mine, theirs in zip(self.files, other.files, strict=False):
+            if (mine.path, mine.device, mine.inode) != (theirs.path, theirs.device, theirs.inode):
+                return f"{mine.path} was replaced by another file"
+        if len(self.files) != len(other.files):
+            return f"it had {len(self.files)} files and has {len(other.files)}"
+        return ""
+
+    def difference(self, other: "LinkIdentity") -> str:
+        """Say the first difference to *other* in words, or "" when they are equal."""
+        replaced = self.replaced_by(other)
+        if replaced:
+            return replaced
+        if self.content_id != other.content_id:
+            return f"content id {self.content_id} became {other.content_id}"
+        for mine, theirs in zip(self.files, other.files, strict=True):
+            if mine != theirs:
+                return f"{mine.path} was modified"
+        return ""
+
+
+class LinkInfo(msgspec.Struct, frozen=True):
+    """One VMDK of a chain, as its descriptor and its files tell.
+
+    *format* is the createType of the descriptor; *mtime_ns* the newest of the files' mtimes;
+    *identity* what it was when it was described.
+    """
+
+    path: str
+    format: str
+    capacity: int
+    content_id: str
+    parent_content_id: str
+    parent_hint: str
+    extents: tuple[ExtentInfo, ...]
+    mtime_ns: int
+    identity: LinkIdentity
+    adapter: str = ""
+    hardware_version: str = ""
+    uuid: str = ""
+    tools_version: str = ""
+
+
+class MapExtent(msgspec.Struct, frozen=True, array_like=True):
+    """A run of *count* sectors from *sector*: *data* is False where it is known to read as zeros."""
+
+    sector: int
+    count: int
+    data: bool
+
+
+class MapSlice(msgspec.Struct, frozen=True, array_like=True):
+    """A part of an allocation map; *next_sector* is where the next query goes on (or the end)."""
+
+    extents: tuple[MapExtent, ...]
+    next_sector: int
+
+
+class EngineError(VddkfsError):
+    """A read that an engine could not do: *link* is the VMDK, *sector* the place in the image."""
+
+    exit_code = 35
+
+    def __init__(
+        self, message: str, *, link: str = "", sector: int = -1, errno: int | None = None
+    ) -> None:
+        super().__init__(message, errno=errno)
+        self.link = link
+        self.sector = sector
+
+
+class Engine(Protocol):
+    """An opened chain. Methods run in the worker; any may raise a VddkfsError.
+
+    ``read`` may be called from several threads at once. All other methods, and ``read_nowait``,
+    are called from the worker's main thread only; ``revalidate`` and ``close`` never overlap a
+    ``read``.
+    """
+
+    def identities(self) -> Sequence[LinkIdentity]:
+        """Return the links' identities as they were when the engine opened them, base first."""
+
+    def read_nowait(
+        self, image: int, sector: int, count: int, into: memoryview, direct: bool
+    ) -> bool:
+        """Fill *into* (*count* sectors) if that needs no waiting; say whether it was done.
+
+        When False is returned *into* may have been partly written. *direct* asks that no cached
+        table of a link that somebody may write is used.
+        """
+
+    def read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
+        """Fill *into* with *count* sectors of *image* from *sector*. Never short: raises instead."""
+
+    def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
+        """Return the allocation of [*sector*, *sector* + *count*), neighbours merged.
+
+        Stops early after *limit* extents or about *seconds*, always after some progress.
+        """
+
+    def revalidate(self) -> Sequence[LinkIdentity]:
+        """Forget cached tables of the last link, and return all identities as they are now.
+
+        Looks at the paths again, so a replaced file shows. Raises if a link cannot be opened any
+        more.
+        """
+
+    def close(self) -> None:
+        """Close every file. Called once."""
