@@ -22,7 +22,8 @@ SECTOR = 512
 
 
 class ExtentInfo(msgspec.Struct, frozen=True):
-    """One extent of a link: *sectors* long, of the descriptor's *kind* (SPARSE, FLAT, VMFS, ZERO...).
+    """One extent of a link: *sectors* long, of the descriptor's *kind* (SPARSE, FLAT, VMFS,
+    ZERO...).
 
     *path* is absolute, or empty for ZERO; *offset* is the first sector used in a flat file.
     *allocated_bytes* is what the file occupies on its file system (st_blocks * 512).

@@ -1,0 +1,248 @@
+"""The arena: the shared memory that workers read into and the daemon answers from.
+
+It is a set of *chunks* (memfds), each lent to one disk, and so to one worker process, at a time: a
+library that scribbles can spoil its own disk only. A chunk is cut into *frames* of 1 MiB, and a
+frame is one large *slot* or sixteen small ones of 64 KiB. Frames are what is kept and evicted;
+slots are what one request fills.
+
+Only the trio thread touches the books, so there are no locks. Making a chunk's memory is slow (the
+kernel clears every page) and happens in a thread.
+
+Units: bytes, unless a name says otherwise.
+"""
+
+import fcntl
+import mmap
+import os
+from collections import deque
+from typing import Final
+
+import trio
+
+from vddkfs.errors import VddkfsError
+
+FRAME: Final = 1024 * 1024
+SMALL: Final = 64 * 1024
+SMALLS_IN_FRAME: Final = FRAME // SMALL
+CHUNK: Final = 16 * 1024 * 1024
+
+
+class Chunk:
+    """One memfd. *owner* is the key of the disk that it is lent to; its fd goes to that worker."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number = number
+        self.size = size
+        self.owner: object = None
+        self.fd = os.memfd_create(f"vddkfs-arena-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.frames = [Frame(self, index) for index in range(size // FRAME)]
+        self._map: mmap.mmap | None = None
+        self.view = memoryview(b"")
+
+    def allocate(self) -> None:
+        """Give the chunk its memory. Blocks: for a thread. Raises OSError (ENOMEM, ENOSPC)."""
+        os.posix_fallocate(self.fd, 0, self.size)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+        self._map = mmap.mmap(self.fd, self.size)
+        self._map.madvise(mmap.MADV_DONTDUMP)
+        self.view = memoryview(self._map).toreadonly()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        os.close(self.fd)
+        self.view = memoryview(b"")
+        self._map = None
+
+    def pinned(self) -> bool:
+        """Say whether a request or a reader is using a part of the chunk now."""
+        return any(frame.pins for frame in self.frames)
+
+
+class Frame:
+    """1 MiB of a chunk. *pins* counts requests under way and readers; a pinned frame stays."""
+
+    __slots__ = ("chunk", "offset", "pins", "slots", "small_used", "view")
+
+    def __init__(self, chunk: Chunk, index: int) -> None:
+        self.chunk = chunk
+        self.offset = index * FRAME
+        self.pins = 0
+        self.small_used = 0
+        self.slots: list[Slot] = []
+        self.view = memoryview(b"")
+
+    def take_large(self) -> "Slot":
+        """Return the whole frame as one pinned slot."""
+        return Slot(self, self.offset, FRAME)
+
+    def take_small(self) -> "Slot":
+        """Return the next small slot of the frame, pinned; the caller looks that there is one."""
+        slot = Slot(self, self.offset + self.small_used * SMALL, SMALL)
+        self.small_used += 1
+        return slot
+
+
+class Slot:
+    """A part of a frame that one request fills. Made pinned.
+
+    *tenant* is whatever the cache keeps there; the frame's eviction tells it to go.
+    """
+
+    __slots__ = ("chunk_number", "frame", "offset", "size", "tenant")
+
+    def __init__(self, frame: Frame, offset: int, size: int) -> None:
+        self.frame = frame
+        self.chunk_number = frame.chunk.number
+        self.offset = offset
+        self.size = size
+        self.tenant: object = None
+        frame.slots.append(self)
+        frame.pins += 1
+
+    def pin(self) -> None:
+        """Keep the slot's memory from being used for anything else."""
+        self.frame.pins += 1
+
+    def unpin(self) -> None:
+        """Undo one pin."""
+        self.frame.pins -= 1
+
+    def bytes(self, start: int, end: int) -> memoryview:
+        """Return [*start*, *end*) of the slot, without a copy; valid until the next await."""
+        base = self.offset
+        return self.frame.chunk.view[base + start : base + end]
+
+
+class Arena:
+    """Chunks within a budget, and who has them.
+
+    A few chunks (the *floor*) are kept back for every disk of the mount that has not come for them
+    yet, so that a disk that hangs with all its requests pinned cannot take the others' memory.
+    """
+
+    def __init__(self, size: int, disks: int = 1) -> None:
+        disks = max(disks, 1)
+        frames = max(size // FRAME, 4 * disks)
+        chunk_frames = CHUNK // FRAME
+        while chunk_frames > 1 and frames // chunk_frames < 4 * disks:
+            chunk_frames //= 2
+        self.chunk_size = chunk_frames * FRAME
+        self.limit = frames // chunk_frames
+        self._disks = disks
+        self._floor = max(1, self.limit // (4 * disks))
+        self._next_number = 0
+        self._spare: list[Chunk] = []
+        self._growing: dict[object, trio.Event] = {}
+        self.chunks: dict[object, list[Chunk]] = {}
+        self.count = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that chunks occupy now."""
+        return self.count * self.chunk_size
+
+    @property
+    def fair_share(self) -> int:
+        """How many chunks each disk would have if all had the same."""
+        return max(1, self.limit // self._disks)
+
+    def may_grow(self, owner: object) -> bool:
+        """Say whether *owner* may get another chunk without taking one away from anybody."""
+        unused = self.limit - self.count + len(self._spare)
+        others = [len(chunks) for key, chunks in self.chunks.items() if key != owner]
+        kept_back = self._floor * max(self._disks - 1 - len(others), 0)
+        kept_back += sum(max(self._floor - have, 0) for have in others)
+        return unused > kept_back
+
+    async def grow(self, owner: object) -> Chunk | None:
+        """Return a chunk that is newly *owner*'s, or None where the budget is spent.
+
+        Callers of one owner that come while a chunk is being made wait for that one, and get None.
+        Cancellation: the chunk, once made, is kept as a spare. Raises VddkfsError when the machine
+        has no memory for it and the owner has no chunk at all.
+        """
+        under_way = self._growing.get(owner)
+        if under_way is not None:
+            await under_way.wait()
+            return None
+        if not self.may_grow(owner):
+            return None
+        event = self._growing[owner] = trio.Event()
+        try:
+            chunk = self._spare.pop() if self._spare else await self._make()
+        finally:
+            del self._growing[owner]
+            event.set()
+        if chunk is None:
+            if not self.chunks.get(owner):
+                raise VddkfsError(
+                    "no memory for the cache",
+                    advice="free some, or mount with a smaller cache_size=",
+                )
+            return None
+        chunk.owner = owner
+        self.chunks.setdefault(owner, []).append(chunk)
+        return chunk
+
+    async def _make(self) -> Chunk | None:
+        self.count += 1
+        chunk = Chunk(self._next_number, self.chunk_size)
+        self._next_number += 1
+        try:
+            await trio.to_thread.run_sync(chunk.allocate, abandon_on_cancel=False)
+        except OSError:
+            self.count -= 1
+            # The machine will not give more: what there is has to do.
+            self.limit = max(self.count, 1)
+            chunk.close()
+            return None
+        return chunk
+
+    def release(self, chunk: Chunk) -> None:
+        """Take *chunk*, which nobody uses any more, from its owner; it becomes a spare."""
+        self.chunks[chunk.owner].remove(chunk)
+        chunk.owner = None
+        self._spare.append(chunk)
+
+    def richest(self) -> object | None:
+        """Return the owner with the most chunks, if that is more than its fair share."""
+        key = max(self.chunks, key=lambda key: len(self.chunks[key]), default=None)
+        return key if key is not None and len(self.chunks[key]) > self.fair_share else None
+
+    def close(self) -> None:
+        """Give all memory back."""
+        for chunk in [*self._spare, *(c for owned in self.chunks.values() for c in owned)]:
+            chunk.close()
+        self._spare.clear()
+        self.chunks.clear()
+        self.count = 0
+
+
+class FreeFrames:
+    """The frames of one disk that hold nothing, the most recently freed first (it is warm)."""
+
+    def __init__(self) -> None:
+        self._frames: deque[Frame] = deque()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, frame: Frame) -> None:
+        """Take back *frame*, whose slots nobody uses any more."""
+        frame.slots.clear()
+        frame.small_used = 0
+        self._frames.append(frame)
+
+    def add_chunk(self, chunk: Chunk) -> None:
+        """Take all frames of a new chunk, so that its beginning is used first."""
+        for frame in reversed(chunk.frames):
+            self.add(frame)
+
+    def remove_chunk(self, chunk: Chunk) -> None:
+        """Forget the frames of a chunk that goes to another disk."""
+        self._frames = deque(frame for frame in self._frames if frame.chunk is not chunk)
+
+    def pop(self) -> Frame | None:
+        """Return a free frame, or None."""
+        return self._frames.pop() if self._frames else None

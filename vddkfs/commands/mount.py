@@ -1,0 +1,161 @@
+"""``vddkfs mount``: check what can be checked, start the daemon, and return when the mount answers."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from vddkfs.disks.vm import Source
+from vddkfs.errors import EXIT_BUG, DaemonDied, VddkfsError
+from vddkfs.mounts import check_fuse, check_mountpoint
+from vddkfs.observe import logs
+from vddkfs.options import OPTIONS, MountOptions, parse_options
+from vddkfs.source import open_source
+from vddkfs.state import canonical, log_path, state_folder
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "mount a VM's disks"
+DESCRIPTION = """\
+Mount SOURCE (a folder of VMDKs, a .vmx, or one .vmdk) at MOUNTPOINT, an empty folder.
+Returns when the mount answers; the daemon goes on in the background.
+
+options for -o:
+""" + "\n".join(
+    f"  {option.name + ('=' + option.metavar if option.metavar else ''):<28} {option.meaning}"
+    for option in OPTIONS
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("source", metavar="SOURCE", help="what to mount")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty folder")
+    parser.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="mount options"
+    )
+    parser.add_argument(
+        "-f", "--foreground", action="store_true", help="stay in front, and log to stderr"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Mount. Returns 0, or raises what went wrong."""
+    options = parse_options(arguments.options)
+    place = canonical(arguments.mountpoint)
+    check_mountpoint(place)
+    check_fuse()
+    source = open_source(arguments.source, options.follow_parents)
+    for left in source.left_out:
+        print(f"vddkfs: left out: {left.reason}", file=sys.stderr)
+    state_folder(create=True)
+    if arguments.foreground:
+        _serve(source, place, options, foreground=True, ready=lambda: None)
+        return 0
+    return _in_background(source, place, options)
+
+
+def _serve(
+    source: Source,
+    place: str,
+    options: MountOptions,
+    *,
+    foreground: bool,
+    ready: Callable[[], None],
+) -> None:
+    """Be the daemon."""
+    # Imported here: the command that only starts the daemon has no need of trio and pyfuse3.
+    import trio
+
+    from vddkfs.daemon import Daemon
+
+    fallback = log_path(place)
+    recent = logs.set_up(options.log, options.log_level, foreground, fallback)
+    for left in source.left_out:
+        log.warning("left out: %s", left.reason)
+    daemon = Daemon(source, place, options, lambda: list(recent.lines))
+    try:
+        trio.run(daemon.run, ready)
+    except BaseExceptionGroup as group:
+        raise _expected(group) from group
+    finally:
+        logging.shutdown()
+        fallback.unlink(missing_ok=True)
+
+
+def _expected(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the VddkfsError that ended the nurseries, or the first exception in them."""
+    matched = group.subgroup(VddkfsError)
+    error: BaseException = matched if matched is not None else group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _in_background(source: Source, place: str, options: MountOptions) -> int:
+    """Fork the daemon, wait for its word, and return or raise accordingly."""
+    told, tell = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(told)
+        _become_daemon(source, place, options, tell)
+    os.close(tell)
+    with open(told, encoding="utf-8") as words:
+        line = words.readline()
+    if not line:
+        _, status = os.waitpid(child, 0)
+        raise DaemonDied(
+            f"{place}: the daemon ended (status {os.waitstatus_to_exitcode(status)}) before the "
+            "mount answered",
+            advice="mount with -f to see why",
+        )
+    answer = json.loads(line)
+    if answer["exit_code"]:
+        os.waitpid(child, 0)
+        print(f"vddkfs: {answer['message']}", file=sys.stderr)
+    return int(answer["exit_code"])
+
+
+def _become_daemon(source: Source, place: str, options: MountOptions, tell: int) -> None:
+    """Serve in a process of its own, and never return."""
+    code = EXIT_BUG
+
+    def say(exit_code: int, message: str) -> None:
+        with open(tell, "w", encoding="utf-8", closefd=True) as words:
+            words.write(json.dumps({"exit_code": exit_code, "message": message}) + "\n")
+
+    said = False
+
+    def ready() -> None:
+        nonlocal said
+        said = True
+        _detach()
+        say(0, "")
+
+    try:
+        os.setsid()
+        os.chdir("/")
+        _serve(source, place, options, foreground=False, ready=ready)
+        code = 0
+    except VddkfsError as error:
+        code = error.exit_code
+        if not said:
+            say(code, str(error))
+    except BaseException:
+        log.exception("a bug in vddkfs ended the daemon")
+        if not said:
+            sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def _detach() -> None:
+    """Let go of the terminal: until now errors could be printed there."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)

@@ -1,0 +1,220 @@
+"""One mount, put together and taken down in reverse.
+
+Order of things: arena and cache, a supervisor for each disk's worker, the tree, the FUSE session,
+the control socket, the kernel's requests. "Ready" is said when the mount answers.
+
+Going down: umount ends the session, and everything goes. SIGTERM and SIGINT try a plain umount;
+files that are open (for reading: nothing can be open for writing) are waited for ``stop_timeout``,
+or until a second signal, and are let go then.
+"""
+
+import functools
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import trio
+
+from vddkfs.cache.arena import Arena
+from vddkfs.cache.sector_cache import SectorCache
+from vddkfs.control import ControlServer
+from vddkfs.disks.disk import Disk
+from vddkfs.disks.extents import qemu_map
+from vddkfs.disks.image import Image
+from vddkfs.disks.vm import Source, describe_disk, describe_source
+from vddkfs.engines.client import Patience
+from vddkfs.errors import MountBusy, VddkfsError
+from vddkfs.fuse import session
+from vddkfs.fuse.operations import Operations, drop_page_cache
+from vddkfs.fuse.tree import Tree, Window
+from vddkfs.mounts import holders, unmount
+from vddkfs.observe.status import StatusReport
+from vddkfs.options import MountOptions, default_cache_size
+from vddkfs.state import socket_path, state_folder
+
+log = logging.getLogger(__name__)
+
+_UMOUNT_AGAIN = 0.5
+
+
+class Daemon:
+    """Serves *source* at *mountpoint* (canonical) until it is unmounted or told to stop.
+
+    *warnings* gives the last warnings of the log, for status.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        mountpoint: str,
+        options: MountOptions,
+        warnings: Callable[[], Sequence[str]],
+    ) -> None:
+        self._source = source
+        self._mountpoint = mountpoint
+        self._options = options
+        self._warnings = warnings
+        self._disks: list[Disk] = []
+        self._operations: Operations | None = None
+        self._report: StatusReport | None = None
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
+        state_folder(create=True)
+        async with AsyncExitStack() as stack:
+            cache_size = self._options.cache_size or default_cache_size()
+            arena = Arena(cache_size, len(self._source.chains))
+            stack.callback(arena.close)
+            nursery = await stack.enter_async_context(_cancelled_at_end())
+            self._make_disks(arena, nursery)
+            for disk in self._disks:
+                nursery.start_soon(disk.client.run)
+                stack.callback(disk.client.stop)
+            self._report = StatusReport(self._mountpoint, self._source.path, arena, self._disks)
+            tree = self._make_tree(nursery)
+            capacity = sum(disk.capacity for disk in self._disks)
+            self._operations = Operations(tree, self._options, capacity)
+            await self._serve(self._operations, nursery, ready)
+
+    def _make_disks(self, arena: Arena, nursery: trio.Nursery) -> None:
+        options = self._options
+        cache = SectorCache(arena, nursery)
+        patience = Patience(
+            op_timeout=options.op_timeout,
+            retry_budget=options.retry_budget,
+            idle_timeout=options.idle_timeout,
+        )
+        self._disks += (
+            Disk(
+                chain.name,
+                chain.links,
+                nursery=nursery,
+                cache=cache,
+                patience=patience,
+                read_ahead=options.readahead,
+            )
+            for chain in self._source.chains
+        )
+
+    def _make_tree(self, nursery: trio.Nursery) -> Tree:
+        newest = max(disk.top.mtime_ns for disk in self._disks)
+        tree = Tree(_document(describe_source(self._source)), self._status, newest)
+        for disk in self._disks:
+            allocation = functools.partial(_allocation, disk.top)
+            tree.add_disk(disk, _document(describe_disk(disk)), allocation)
+            for image in disk.images:
+                image.superseded = functools.partial(_superseded, tree, image, nursery)
+        return tree
+
+    async def _serve(
+        self, operations: Operations, workers: trio.Nursery, ready: Callable[[], None]
+    ) -> None:
+        options = self._options
+        session.mount(operations, self._mountpoint, self._source.path, options.allow_other)
+        try:
+            if not session.has_hooks():
+                log.warning(
+                    "the C module is missing: no SEEK_HOLE and a shorter queue; "
+                    "`contrib/setup` builds it where libfuse's headers are"
+                )
+            reason = session.raise_read_ahead(self._mountpoint)
+            if reason:
+                log.info("the kernel's read-ahead stays as it is, which is slower: %s", reason)
+            async with trio.open_nursery() as nursery:
+                control = ControlServer(socket_path(self._mountpoint), {"status": self._answer})
+                await nursery.start(control.run)
+                nursery.start_soon(self._stop_on_signals)
+                nursery.start_soon(self._serve_requests, operations, nursery)
+                await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+                log.info("%s is mounted at %s", self._source.path, self._mountpoint)
+                ready()
+        finally:
+            session.close(unmount=True)
+            log.info("%s is unmounted", self._mountpoint)
+
+    async def _serve_requests(self, operations: Operations, nursery: trio.Nursery) -> None:
+        await session.serve(operations.lseek, nursery)
+        nursery.cancel_scope.cancel()
+
+    async def _status(self) -> bytes:
+        return _json(await self._answer({}))
+
+    async def _answer(self, _request: dict[str, Any]) -> dict[str, Any]:
+        assert self._report is not None
+        open_files = self._operations.open_files if self._operations is not None else 0
+        return self._report.collect(session.agreed(), open_files, self._warnings())
+
+    async def _stop_on_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await anext(signals)
+            with trio.move_on_after(self._options.stop_timeout):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._unmount)
+                    await anext(signals)
+                    nursery.cancel_scope.cancel()
+        log.warning("%s is let go with files open", self._mountpoint)
+        session.terminate()
+
+    async def _unmount(self) -> None:
+        """Try a plain umount until it works; the session then ends by itself."""
+        told = False
+        while True:
+            try:
+                await trio.to_thread.run_sync(unmount, self._mountpoint)
+            except MountBusy:
+                if not told:
+                    told = True
+                    who = await trio.to_thread.run_sync(holders, self._mountpoint)
+                    log.warning(
+                        "told to stop, but files are open: %s; waiting %g s for them",
+                        "; ".join(who) or "by whom is not to be seen",
+                        self._options.stop_timeout,
+                    )
+                await trio.sleep(_UMOUNT_AGAIN)
+            except VddkfsError as error:
+                log.warning("%s", error)
+                return
+            else:
+                await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
+    """A nursery for services that would run for ever."""
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+def _superseded(tree: Tree, image: Image, nursery: trio.Nursery) -> None:
+    inodes = [
+        node.inode
+        for node in tree.nodes.values()
+        if isinstance(node, Window) and node.image is image
+    ]
+    drop_page_cache(nursery, inodes)
+
+
+def _document(content: dict[str, Any]) -> Callable[[], Any]:
+    text = _json(content)
+
+    async def render() -> bytes:
+        return text
+
+    return render
+
+
+async def _allocation(image: Image) -> bytes:
+    """Return map.json; a long one is written in a thread, because that takes a while."""
+    allocation = await image.map_when_known()
+    return await trio.to_thread.run_sync(lambda: _json(qemu_map(allocation)))
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"

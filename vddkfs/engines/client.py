@@ -1,0 +1,608 @@
+"""The daemon's end of a worker: requests out, answers in, and a new process when one is lost.
+
+``WorkerClient.run`` is the supervisor, one task a worker. It starts the process when something is
+asked, opens the chain in it, lends it the chunks of its disk, and watches: for answers, for the
+deadline of the oldest request, for the end of the process. A worker that dies or misses a deadline
+is killed, reaped and replaced, and the reads that were under way are sent again. A request ends
+with an error only when the worker says so or when ``retry_budget`` is spent.
+
+While a lost worker is not yet reaped (it may hang in the kernel) it may still write to the slots of
+its last requests: those slots stay out of use until it is gone, and the requests get new ones.
+
+Everything here runs on the trio thread. The process is started on that same thread, and it has to
+be the main one: PR_SET_PDEATHSIG ends a child with the *thread* that made it.
+"""
+
+import collections
+import errno
+import itertools
+import logging
+import math
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Protocol
+
+import trio
+
+from vddkfs.engines import protocol
+from vddkfs.engines.base import LinkIdentity, MapSlice
+from vddkfs.engines.process import WorkerProcess
+from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
+from vddkfs.errors import VddkfsError, WorkerFailed
+
+log = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT: Final = 128
+"""Requests sent and not answered; further ones wait here, where they can still be moved."""
+POLL_SECONDS: Final = 80e-6
+"""How long an answer is looked for before the task sleeps, while answers come this quickly."""
+MAX_BACKOFF: Final = 5.0
+_LOST: Final = "ended unexpectedly"
+_IDLE: Final = "idle"
+_REFUSED: Final = "refused"
+"""Why a process is of no more use; the last two are no losses."""
+_TICK: Final = 0.25
+"""Seconds between looks at the deadlines while requests are under way."""
+
+
+class Target(Protocol):
+    """Where the bytes of a read go: a part of a chunk that is lent to the worker."""
+
+    @property
+    def chunk_number(self) -> int:
+        """The chunk's number."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes from the chunk's beginning."""
+
+
+class _SlotTarget(Protocol):
+    chunk_number: int
+    offset: int
+
+
+Moved = tuple[_SlotTarget, Callable[[], None]]
+"""A new target, and what to call when nobody can write to the old one any more."""
+Done = Callable[[VddkfsError | None], None]
+
+
+class Request:
+    """One message to the worker that has an answer. *timeout* is in seconds from sending it."""
+
+    __slots__ = ("born", "deadline", "done", "id", "timeout", "tries")
+
+    def __init__(self, timeout: float) -> None:
+        self.id = 0
+        self.timeout = timeout
+        self.born = math.nan
+        self.deadline = math.inf
+        self.tries = 0
+
+    def packet(self) -> tuple[bytes, bytes]:
+        """Return header and body."""
+        raise AssertionError("a request has a packet")
+
+    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
+        """Take the answer (or the error), once."""
+        raise AssertionError("a request takes its answer")
+
+    def move(self) -> Callable[[], None] | None:
+        """Prepare to be sent again while the old worker may still write; None: it cannot be."""
+        return _nothing
+
+
+class ReadRequest(Request):
+    """Read *count* sectors of *image* from *sector* into *target*; *done* is called with the
+    result.
+    """
+
+    __slots__ = ("count", "direct", "image", "moved", "sector", "target")
+
+    def __init__(
+        self,
+        image: int,
+        sector: int,
+        count: int,
+        target: _SlotTarget,
+        done: Done,
+        moved: Callable[[], Moved | None],
+        direct: bool = False,
+    ) -> None:
+        super().__init__(0.0)
+        self.image = image
+        self.sector = sector
+        self.count = count
+        self.target = target
+        self.done = done
+        self.moved = moved
+        self.direct = direct
+
+    def packet(self) -> tuple[bytes, bytes]:
+        """Return the header; a read has no body."""
+        target = self.target
+        return protocol.REQUEST.pack(
+            Op.READ,
+            self.direct,
+            self.image,
+            self.count,
+            self.id,
+            self.sector,
+            target.chunk_number,
+            target.offset,
+        ), b""
+
+    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
+        """Tell whoever wanted the data."""
+        self.done(error)
+
+    def move(self) -> Callable[[], None] | None:
+        """Take a new target, or give up where there is no memory for one."""
+        moved = self.moved()
+        if moved is None:
+            return None
+        self.target, freed = moved
+        return freed
+
+
+class Call(Request):
+    """A message whose answer has a body; ``wait`` returns it."""
+
+    __slots__ = ("_body", "_error", "_event", "_fields", "_op", "_reply")
+
+    def __init__(self, op: Op, timeout: float, body: bytes = b"", **fields: int) -> None:
+        super().__init__(timeout)
+        self._op = op
+        self._fields = fields
+        self._body = body
+        self._event = trio.Event()
+        self._error: VddkfsError | None = None
+        self._reply = b""
+
+    def packet(self) -> tuple[bytes, bytes]:
+        """Return header and body."""
+        return protocol.request_header(self._op, self.id, **self._fields), self._body
+
+    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
+        """Keep the answer for ``wait``."""
+        self._error = error
+        if error is None:
+            try:
+                self._reply = protocol.body_of(reply, protocol.REPLY.size, fd)
+            except VddkfsError as problem:
+                self._error = problem
+        self._event.set()
+
+    async def wait(self) -> bytes:
+        """Return the answer's body. Raises the worker's error. Cancellation abandons the answer."""
+        await self._event.wait()
+        if self._error is not None:
+            raise self._error
+        return self._reply
+
+
+class Patience:
+    """How long to wait for a worker, in seconds."""
+
+    __slots__ = ("idle_timeout", "op_timeout", "open_timeout", "retry_budget")
+
+    def __init__(
+        self,
+        op_timeout: float = 60.0,
+        open_timeout: float = 300.0,
+        retry_budget: float = 100.0,
+        idle_timeout: float = 900.0,
+    ) -> None:
+        self.op_timeout = op_timeout
+        self.open_timeout = open_timeout
+        self.retry_budget = retry_budget
+        self.idle_timeout = idle_timeout
+
+
+class Counters:
+    """What happened to a worker since the mount began, for status and metrics."""
+
+    __slots__ = ("errors", "requests", "resent", "restarts", "starts")
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.restarts = 0
+        self.requests = 0
+        self.resent = 0
+        self.errors = 0
+
+
+class WorkerClient:
+    """One worker and its supervisor.
+
+    *opened* is called with the identities of the chain each time a process has opened it, before
+    any request is sent to that process; what it raises fails the requests that wait.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: EngineConfig,
+        patience: Patience,
+        opened: Callable[[tuple[LinkIdentity, ...]], None],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.counters = Counters()
+        self.last_errors: collections.deque[str] = collections.deque(maxlen=8)
+        self._patience = patience
+        self._opened = opened
+        self._ids = itertools.count(1)
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._in_flight: dict[int, Request] = {}
+        self._chunks: dict[int, tuple[int, int]] = {}
+        self._process: WorkerProcess | None = None
+        self._sock: socket.socket | None = None
+        self._wanted = trio.Event()
+        self._backoff = 0.0
+        self._last_activity = trio.current_time()
+        self._quick = False
+        self._stopping = False
+        self._reaping: list[WorkerProcess] = []
+        self._reaper: trio.Nursery | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, or None while no process runs."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the process has and has not answered."""
+        return len(self._in_flight)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait to be sent."""
+        return len(self._waiting)
+
+    @property
+    def state(self) -> str:
+        """What the worker is doing: "serving", "starting" or "not running"."""
+        if self._sock is not None:
+            return "serving"
+        return "starting" if self._process is not None else "not running"
+
+    def stop(self) -> None:
+        """Have ``run``, when it is cancelled, end the process in good order instead of killing it."""
+        self._stopping = True
+
+    def oldest_age(self) -> float:
+        """Seconds since the oldest unanswered request was first made; 0 without one."""
+        born = [r.born for r in itertools.chain(self._in_flight.values(), self._waiting)]
+        return trio.current_time() - min(born) if born else 0.0
+
+    # What the cache asks.
+
+    def submit_read(self, request: ReadRequest) -> None:
+        """Have *request* done: now if a process serves, else as soon as one does."""
+        request.timeout = self._patience.op_timeout
+        self._submit(request)
+
+    def _submit(self, request: Request) -> None:
+        now = trio.current_time()
+        request.born = now
+        request.id = next(self._ids)
+        if self._sock is None or len(self._in_flight) >= MAX_IN_FLIGHT or self._waiting:
+            self._waiting.append(request)
+            self._wanted.set()
+        else:
+            self._send(request, now)
+
+    def poll(self) -> None:
+        """Look for an answer for a moment, if nothing else is under way and the last came quickly.
+
+        Waking this process costs more than the worker needs for a read that its kernel has in
+        memory, so a short look saves a sleep; it never lasts when the disk is slow.
+        """
+        sock = self._sock
+        if sock is None or len(self._in_flight) != 1 or not self._quick:
+            return
+        until = time.perf_counter() + POLL_SECONDS
+        while self._in_flight and time.perf_counter() < until:
+            if self._drain(sock, 1):
+                return
+        self._quick = False
+
+    def lend(self, number: int, fd: int, size: int) -> None:
+        """Let the worker, now and after every restart, use a chunk of *size* bytes."""
+        self._chunks[number] = (fd, size)
+        if self._sock is not None:
+            self._lend(self._sock, number)
+
+    async def take_back(self, number: int) -> bool:
+        """End a loan. False: the worker did not answer in time, and the loan goes on."""
+        if self._sock is None:
+            del self._chunks[number]
+            return True
+        call = Call(Op.TAKE_BACK, self._patience.op_timeout, chunk=number)
+        self._submit(call)
+        with trio.move_on_after(1.0):
+            await call.wait()
+            del self._chunks[number]
+            return True
+        # It may still come to take the message: lend the chunk again behind it.
+        if self._sock is not None:
+            self._lend(self._sock, number)
+        return False
+
+    # What the disk asks.
+
+    async def map(self, image: int, sector: int, query: MapQuery) -> MapSlice:
+        """Return a part of the allocation map. Raises VddkfsError."""
+        body = protocol.encode(query)
+        timeout = self._patience.op_timeout
+        return protocol.decode_map(
+            await self._ask(Call(Op.MAP, timeout, body, image=image, sector=sector))
+        )
+
+    async def revalidate(self) -> tuple[LinkIdentity, ...]:
+        """Drop the worker's tables of the live link; return the identities as they are now."""
+        call = Call(Op.REVALIDATE, self._patience.op_timeout)
+        return protocol.decode_identities(await self._ask(call))
+
+    async def reopen(self) -> tuple[LinkIdentity, ...]:
+        """Have the chain opened anew, and return what it is now. Raises VddkfsError."""
+        call = Call(Op.OPEN, self._patience.open_timeout, protocol.encode(self.config))
+        return protocol.decode_identities(await self._ask(call))
+
+    async def _ask(self, call: Call) -> bytes:
+        self._submit(call)
+        return await call.wait()
+
+    # The supervisor.
+
+    async def run(self) -> None:
+        """Serve until cancelled; the process is stopped then, in good order if it answers."""
+        async with trio.open_nursery() as nursery:
+            self._reaper = nursery
+            try:
+                while True:
+                    await self._until_wanted()
+                    await trio.sleep(self._backoff)
+                    await self._one_process()
+            finally:
+                self._fail_all(WorkerFailed("the mount is going down"))
+
+    async def _until_wanted(self) -> None:
+        while not self._waiting:
+            self._wanted = trio.Event()
+            await self._wanted.wait()
+
+    async def _one_process(self) -> None:
+        """Start a process, serve with it, and clean up after it."""
+        try:
+            self._process = process = WorkerProcess(self.name)
+        except OSError as error:
+            self._lost(f"cannot be started: {error}")
+            self._take_over(None)
+            return
+        self.counters.starts += 1
+        reason = _LOST
+        try:
+            reason = await self._serve(process)
+        except VddkfsError as error:
+            reason = _REFUSED
+            self._note(str(error))
+            self._fail_all(error)
+        finally:
+            self._sock = None
+            self._process = None
+            with trio.CancelScope(shield=True):
+                orderly = reason in (_IDLE, _REFUSED) or self._stopping
+                reaped = await process.end(kill=not orderly)
+        if reason not in (_IDLE, _REFUSED):
+            self.counters.restarts += 1
+            self._lost(reason)
+        self._take_over(None if reaped else process)
+
+    async def _serve(self, process: WorkerProcess) -> str:
+        """Return why the process is of no more use."""
+        reason = _LOST
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.forward_output)
+            with trio.move_on_after(self._patience.open_timeout) as opening:
+                opened = await self._open(process)
+            if opening.cancelled_caught or not opened:
+                nursery.cancel_scope.cancel()
+                return "did not open the chain" + (" in time" if opening.cancelled_caught else "")
+            self._sock = process.sock
+            self._pump()
+
+            async def until(wait: Callable[[], Awaitable[str]]) -> None:
+                nonlocal reason
+                reason = await wait()
+                # At once, so that nothing more is sent to a process that is given up.
+                self._sock = None
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until, lambda: self._receive(process.sock))
+            nursery.start_soon(until, self._watch)
+        return reason
+
+    async def _open(self, process: WorkerProcess) -> bool:
+        """Open the chain in a new process and lend it the chunks; raises the engine's error.
+
+        Returns False where the process ended first.
+        """
+        sock = process.sock
+        header = protocol.request_header(Op.OPEN, 0)
+        protocol.send(sock, header, protocol.encode(self.config), flags=socket.MSG_DONTWAIT)
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            packet, fd = protocol.receive(sock)
+        except ConnectionResetError:
+            return False
+        if not packet:
+            return False
+        status = protocol.REPLY.unpack_from(packet)[3]
+        body = protocol.body_of(packet, protocol.REPLY.size, fd)
+        if status:
+            raise protocol.decode_error(body, status)
+        self._opened(protocol.decode_identities(body))
+        for number in self._chunks:
+            self._lend(sock, number)
+        return True
+
+    def _lend(self, sock: socket.socket, number: int) -> None:
+        fd, size = self._chunks[number]
+        header = protocol.request_header(Op.LEND, 0, chunk=number, count=size)
+        protocol.send(sock, header, fd=fd)
+
+    async def _receive(self, sock: socket.socket) -> str:
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            if self._drain(sock, MAX_IN_FLIGHT) < 0:
+                return _LOST
+
+    def _drain(self, sock: socket.socket, most: int) -> int:
+        """Take up to *most* answers that are there; return how many, or -1 where the end is gone."""
+        taken = 0
+        while taken < most:
+            try:
+                packet, fd = protocol.receive(sock)
+            except BlockingIOError:
+                break
+            except OSError:
+                return -1
+            if not packet:
+                return -1
+            taken += 1
+            self._answer(packet, fd)
+        if self._waiting:
+            self._pump()
+        return taken
+
+    def _answer(self, packet: bytes, fd: int) -> None:
+        _, _, _, status, request_id = protocol.REPLY.unpack_from(packet)
+        request = self._in_flight.pop(request_id, None)
+        if request is None:
+            return
+        now = trio.current_time()
+        self._last_activity = now
+        self._backoff = 0.0
+        self._quick = now - (request.deadline - request.timeout) < 4 * POLL_SECONDS
+        if not status:
+            request.finish(None, packet, fd)
+            return
+        self.counters.errors += 1
+        error = protocol.decode_error(protocol.body_of(packet, protocol.REPLY.size, fd), status)
+        self._note(str(error))
+        request.finish(error, b"", -1)
+
+    def _pump(self) -> None:
+        """Send what waits, as far as the process may have it."""
+        now = trio.current_time()
+        while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT and self._sock is not None:
+            self._send(self._waiting.popleft(), now)
+
+    def _send(self, request: Request, now: float) -> None:
+        assert self._sock is not None
+        header, body = request.packet()
+        request.deadline = now + request.timeout
+        self._in_flight[request.id] = request
+        self._last_activity = now
+        self.counters.requests += 1
+        try:
+            if body:
+                protocol.send(self._sock, header, body)
+            else:
+                self._sock.send(header)
+        except OSError:
+            # The socket is full or its other end is gone: the watch and the receiver see to it.
+            if self._in_flight.pop(request.id, None) is not None:
+                self._waiting.appendleft(request)
+                self._sock = None if not self._alive() else self._sock
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.alive()
+
+    async def _watch(self) -> str:
+        """Return when a deadline is missed, or when the worker was idle for long."""
+        while True:
+            await trio.sleep(_TICK)
+            now = trio.current_time()
+            if self._expire(now):
+                return f"did not answer within {self._patience.op_timeout:g} s"
+            idle = not self._in_flight and not self._waiting
+            if idle and now - self._last_activity > self._patience.idle_timeout:
+                return _IDLE
+            if self._waiting:
+                self._pump()
+
+    def _expire(self, now: float) -> bool:
+        return any(request.deadline < now for request in self._in_flight.values())
+
+    def _lost(self, reason: str) -> None:
+        """Tell the loss of a process, and wait longer before the next if it repeats."""
+        if self._stopping:
+            return
+        log.warning("worker of %s: it %s; another takes over", self.name, reason)
+        self._note("the worker " + reason)
+        self._backoff = min(MAX_BACKOFF, 2 * self._backoff) if self._backoff else 0.02
+
+    def _note(self, text: str) -> None:
+        self.last_errors.append(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def _take_over(self, hanging: WorkerProcess | None) -> None:
+        """Queue the requests of a lost process again, the oldest first.
+
+        *hanging* is that process where it could not be reaped, and may still write to its slots.
+        """
+        now = trio.current_time()
+        lost = list(self._in_flight.values())
+        self._in_flight.clear()
+        freed: list[Callable[[], None]] = []
+        again: list[Request] = []
+        for request in lost:
+            free_later = request.move() if hanging is not None else _nothing
+            if free_later is None:
+                self._give_up(request)
+                continue
+            freed.append(free_later)
+            request.tries += 1
+            self.counters.resent += 1
+            again.append(request)
+        waiting = [*again, *self._waiting]
+        self._waiting.clear()
+        for request in waiting:
+            if now - request.born > self._patience.retry_budget:
+                self._give_up(request)
+            else:
+                self._waiting.append(request)
+        if hanging is not None and self._reaper is not None:
+            log.error("worker of %s (pid %d) cannot be killed", self.name, hanging.pid)
+            self._reaper.start_soon(self._reap_later, hanging, freed)
+
+    def _give_up(self, request: Request) -> None:
+        error = WorkerFailed(
+            f"{self.name}: no answer within {self._patience.retry_budget:g} s",
+            cause=self.last_errors[-1] if self.last_errors else "",
+            errno=errno.EIO,
+        )
+        log.error("%s", error)
+        request.finish(error, b"", -1)
+
+    async def _reap_later(
+        self, process: WorkerProcess, freed: Iterable[Callable[[], None]]
+    ) -> None:
+        await process.reap(math.inf)
+        for free in freed:
+            free()
+
+    def _fail_all(self, error: VddkfsError) -> None:
+        requests = [*self._in_flight.values(), *self._waiting]
+        self._in_flight.clear()
+        self._waiting.clear()
+        for request in requests:
+            request.finish(error, b"", -1)
+
+
+def _nothing() -> None:
+    """Nothing has to be freed for a request without a target."""

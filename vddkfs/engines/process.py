@@ -1,0 +1,137 @@
+"""One worker process: how it is started, what it says on stdout and stderr, and how it ends."""
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from typing import Final
+
+import trio
+
+from vddkfs.engines import protocol
+from vddkfs.engines.protocol import Op
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS: Final = 2.0
+"""How long a worker may take to end by itself when it is asked to."""
+REAP_SECONDS: Final = 2.0
+"""How long the end of a killed worker is waited for before it counts as hanging in the kernel."""
+_LONGEST_LINE: Final = 4096
+_LAST_WORDS: Final = 16
+"""How many times 64 KiB of a dead worker's output are logged."""
+
+
+class WorkerProcess:
+    """A running worker. Made on the main thread: the worker ends with the thread that made it.
+
+    Raises OSError if the process cannot be started. Making it blocks for some milliseconds.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._pending = b""
+        self.sock, theirs = protocol.pair()
+        self._output, output = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(output, True)
+        try:
+            self._popen = subprocess.Popen(
+                _command(theirs),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=_environment(),
+                cwd="/",
+            )
+        except OSError:
+            self.sock.close()
+            os.close(self._output)
+            raise
+        finally:
+            theirs.close()
+            os.close(output)
+        self.pid = self._popen.pid
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def alive(self) -> bool:
+        """Say whether the process has not been seen to end."""
+        return self._popen.poll() is None
+
+    async def forward_output(self) -> None:
+        """Log every line that the process prints, until it ends."""
+        while True:
+            await trio.lowlevel.wait_readable(self._output)
+            if not self._take_output():
+                return
+
+    def _take_output(self) -> bool:
+        """Log the lines that are there; return False at the end of the output."""
+        try:
+            data = os.read(self._output, 65536)
+        except BlockingIOError:
+            return True
+        lines = (self._pending + data).split(b"\n")
+        self._pending = lines.pop()[-_LONGEST_LINE:]
+        if not data:
+            lines.append(self._pending)
+            self._pending = b""
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip()
+            if text:
+                log.warning("worker of %s says: %s", self.name, text)
+        return bool(data)
+
+    async def end(self, kill: bool) -> bool:
+        """End the process, at once if *kill*, and say whether it is known to be gone.
+
+        Takes at most STOP_SECONDS + REAP_SECONDS; not to be cancelled.
+        """
+        gone = False
+        if not kill:
+            with contextlib.suppress(OSError):
+                self.sock.send(protocol.request_header(Op.STOP, 0), socket.MSG_DONTWAIT)
+            gone = await self.reap(STOP_SECONDS)
+        if not gone:
+            with contextlib.suppress(ProcessLookupError):
+                self._popen.kill()
+            gone = await self.reap(REAP_SECONDS)
+        if gone:
+            for _ in range(_LAST_WORDS):
+                if not self._take_output():
+                    break
+        self.sock.close()
+        os.close(self._output)
+        return gone
+
+    async def reap(self, seconds: float) -> bool:
+        """Wait up to *seconds* for the process's end, and say whether it came."""
+        with trio.move_on_after(seconds):
+            await trio.lowlevel.wait_readable(self._pidfd)
+        if self._popen.poll() is None:
+            return False
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return True
+
+
+def _command(theirs: socket.socket) -> list[str]:
+    return [
+        sys.executable,
+        "-I",
+        "-X",
+        "utf8",
+        "-m",
+        "vddkfs.engines.worker",
+        str(theirs.fileno()),
+        str(os.getpid()),
+    ]
+
+
+def _environment() -> dict[str, str]:
+    """Return what a worker needs to see: a UTF-8 locale and a way to find tools; nothing secret."""
+    return {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}

@@ -1,0 +1,222 @@
+"""From the SOURCE an operator typed to the chains that can be shown, and the reasons for the rest.
+
+A SOURCE is one ``.vmdk`` (any link: it is the mounted point), a ``.vmx``, or a folder, of which
+subfolders are not searched. Nothing stays open.
+"""
+
+import os
+import re
+
+import msgspec
+
+from vddkfs.engines.base import LinkInfo
+from vddkfs.engines.vmdk.chain import describe_chain
+from vddkfs.engines.vmdk.descriptor import Descriptor
+from vddkfs.engines.vmdk.files import OpenFile, failure, open_file, resolve
+from vddkfs.engines.vmdk.link import is_extent_name, read_descriptor
+from vddkfs.engines.vmdk.text import printable
+from vddkfs.engines.vmdk.vmx import MAX_VMX_BYTES, parse_vmx
+from vddkfs.errors import SourceMissing, VddkfsError
+
+_SUFFIX = re.compile(r"\.vmdk$", re.I)
+_TRACKING_FILE = re.compile(r"-ctk\.vmdk$", re.I)
+
+_FileId = tuple[int, int]
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """A disk: its *links*, base first; the last is the mounted point.
+
+    *name* is the base's file name without ``.vmdk``. Two chains may have the same.
+    """
+
+    name: str
+    links: tuple[LinkInfo, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The links' paths, base first: what a ``VmdkEngine`` is made from."""
+        return tuple(link.path for link in self.links)
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """A file that is not shown, and why."""
+
+    path: str
+    error: VddkfsError
+
+
+class Discovery(msgspec.Struct, frozen=True):
+    """What a SOURCE has: *chains* in a stable order, and what was left out."""
+
+    chains: tuple[Chain, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def discover(source: str, *, follow_any: bool = False) -> Discovery:
+    """Find the disks of *source*.
+
+    *follow_any* is ``follow_parents=any``: parents and extents outside a link's folder, and disks
+    outside the .vmx's, are followed. Raises the first reason if no disk can be opened.
+    """
+    path = os.path.abspath(source)
+    if os.path.isdir(path):
+        return _discover_folder(path, follow_any)
+    if path.lower().endswith(".vmx"):
+        return _discover_vmx(path, follow_any)
+    return Discovery((_chain(path, follow_any),), ())
+
+
+def _chain(leaf: str, follow_any: bool) -> Chain:
+    links = describe_chain(leaf, follow_any=follow_any)
+    return Chain(_SUFFIX.sub("", os.path.basename(links[0].path)), links)
+
+
+def _discover_vmx(path: str, follow_any: bool) -> Discovery:
+    file = open_file(path)
+    try:
+        raw = file.head(MAX_VMX_BYTES + 1)
+    finally:
+        file.close()
+    found = _Findings()
+    seen: set[str] = set()
+    for disk in parse_vmx(raw, printable(path)):
+        try:
+            leaf = resolve(disk.file_name, path, follow_any=follow_any)
+        except VddkfsError as error:
+            found.left_out.append(LeftOut(disk.file_name, error))
+            continue
+        if leaf not in seen:
+            seen.add(leaf)
+            found.try_chain(leaf, follow_any)
+    return found.result(f"no virtual disk in {printable(path)}")
+
+
+class _Findings:
+    """Chains and failures, as they come."""
+
+    def __init__(self) -> None:
+        self.chains: list[Chain] = []
+        self.left_out: list[LeftOut] = []
+
+    def try_chain(self, leaf: str, follow_any: bool) -> None:
+        try:
+            self.chains.append(_chain(leaf, follow_any))
+        except VddkfsError as error:
+            self.left_out.append(LeftOut(leaf, error))
+
+    def result(self, nothing: str) -> Discovery:
+        if not self.chains:
+            if self.left_out:
+                raise self.left_out[0].error
+            raise SourceMissing(nothing, advice="name a .vmdk, a .vmx or a folder of them")
+        return Discovery(tuple(self.chains), tuple(self.left_out))
+
+
+class _Folder:
+    """The files of a folder that look like VMDKs, as far as their first kilobytes tell."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.descriptors: dict[_FileId, tuple[str, Descriptor]] = {}
+        self.errors: dict[str, VddkfsError] = {}
+        self.ids: dict[str, _FileId] = {}
+        self._embedded: set[_FileId] = set()
+
+    def scan(self) -> None:
+        """Read every file's descriptor. Raises if the folder itself cannot be listed."""
+        try:
+            names = sorted(os.listdir(self.path))
+        except OSError as error:
+            raise failure(self.path, error) from error
+        for name in names:
+            path = os.path.join(self.path, name)
+            if not _SUFFIX.search(name) or _TRACKING_FILE.search(name) or os.path.isdir(path):
+                continue
+            try:
+                file = open_file(path)
+            except VddkfsError as error:
+                self.errors[path] = error
+                continue
+            try:
+                self._add(file)
+            except VddkfsError as error:
+                self.errors[path] = error
+            finally:
+                file.close()
+        self._drop_extents()
+
+    def _add(self, file: OpenFile) -> None:
+        identity = file.stamp.device, file.stamp.inode
+        self.ids[file.path] = identity
+        descriptor, header = read_descriptor(file)
+        if identity in self.descriptors:
+            return
+        self.descriptors[identity] = file.path, descriptor
+        if header is not None:
+            self._embedded.add(identity)
+
+    def _drop_extents(self) -> None:
+        """Forget the files that belong to a descriptor: they are no disks.
+
+        Only a descriptor that is a file of its own owns others, so nothing that a guest wrote to
+        the first sector of its flat disk can hide the disk's real descriptor.
+        """
+        owned: set[_FileId] = set()
+        for identity, (path, descriptor) in self.descriptors.items():
+            if identity in self._embedded or is_extent_name(path):
+                continue
+            names = [line.name for line in descriptor.extents if line.name]
+            names.append(descriptor.settings.get("changetrackpath", ""))
+            owned |= {self.ids[p] for p in self._inside(path, names) if p in self.ids} - {identity}
+        for path, identity in self.ids.items():
+            if identity in owned:
+                self.descriptors.pop(identity, None)
+                self.errors.pop(path, None)
+
+    def _inside(self, path: str, names: list[str]) -> list[str]:
+        return [
+            os.path.normpath(os.path.join(os.path.dirname(path), name)) for name in names if name
+        ]
+
+    def parent(self, identity: _FileId) -> _FileId | None:
+        """Return which file of this folder is the parent of *identity*, if one is."""
+        path, descriptor = self.descriptors[identity]
+        if descriptor.is_base or not descriptor.parent_hint:
+            return None
+        (parent,) = self._inside(path, [descriptor.parent_hint])
+        found = self.ids.get(parent)
+        return found if found in self.descriptors else None
+
+    def ancestors(self, identity: _FileId) -> set[_FileId]:
+        """Return *identity* and all that is below it."""
+        seen: set[_FileId] = set()
+        here: _FileId | None = identity
+        while here is not None and here not in seen:
+            seen.add(here)
+            here = self.parent(here)
+        return seen
+
+    def leaves(self) -> list[str]:
+        """Return the leaves in order of their names, and one link of every loop without a leaf."""
+        parents = {self.parent(identity) for identity in self.descriptors}
+        leaves = [identity for identity in self.descriptors if identity not in parents]
+        reached: set[_FileId] = set()
+        for leaf in leaves:
+            reached |= self.ancestors(leaf)
+        for identity in self.descriptors:
+            if identity not in reached:
+                leaves.append(identity)
+                reached |= self.ancestors(identity)
+        return sorted(self.descriptors[leaf][0] for leaf in leaves)
+
+
+def _discover_folder(path: str, follow_any: bool) -> Discovery:
+    folder = _Folder(path)
+    folder.scan()
+    found = _Findings()
+    for leaf in folder.leaves():
+        found.try_chain(leaf, follow_any)
+    found.left_out += [LeftOut(name, error) for name, error in folder.errors.items()]
+    found.left_out.sort(key=lambda entry: entry.path)
+    return found.result(f"no VMDK in {printable(path)}")

@@ -1,0 +1,239 @@
+"""The built-in engine: a chain of VMDKs, opened, read and mapped. See ``vddkfs.engines.base``.
+
+A request is answered from the image's top link down: what a link has is read, what it does not have
+is asked of its parent, and what the base does not have is zeros. Reading and mapping share that
+walk and the extents' view of it, so that they cannot disagree.
+
+Threads: ``read`` changes nothing but the table cache, which has a lock.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from vddkfs.engines.base import EngineError, LinkIdentity, MapExtent, MapSlice
+from vddkfs.engines.vmdk.extents import (
+    ABSENT,
+    AT_ABSENT,
+    AT_ZERO,
+    DATA,
+    WouldWait,
+    read_exactly,
+)
+from vddkfs.engines.vmdk.link import OpenLink, open_link
+from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES, TableCache
+
+_NOWAIT: Final = os.RWF_NOWAIT
+_NO_SUCH_FLAG: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_ZEROS: Final = memoryview(bytes(1 << 20))
+
+
+class VmdkEngine:
+    """An opened chain; implements ``vddkfs.engines.base.Engine``.
+
+    *paths* are the links' VMDKs, base first. The links are opened and described anew, but whether
+    they belong together (content ids, hints) is what ``describe_chain`` has checked: compare
+    ``identities`` with what it returned. *table_cache_bytes* bounds the tables kept in memory.
+
+    Raises what ``open_link`` raises.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        follow_any: bool = False,
+        table_cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        if not paths:
+            raise ValueError("a chain has at least one link")
+        self._follow_any = follow_any
+        self._cache = TableCache(table_cache_bytes)
+        self._links: list[OpenLink] = []
+        self._may_try_nowait = True
+        try:
+            for path in paths:
+                self._links.append(self._open(path))
+        except BaseException:
+            self.close()
+            raise
+        self._last = len(self._links) - 1
+
+    def identities(self) -> Sequence[LinkIdentity]:
+        """Return the links' identities as they were when they were opened, base first."""
+        return tuple(link.info.identity for link in self._links)
+
+    def read_nowait(
+        self, image: int, sector: int, count: int, into: memoryview, direct: bool
+    ) -> bool:
+        """Fill *into* if all that takes is in memory already; say whether it was done.
+
+        Damage makes it False as well: ``read`` then tells what is wrong.
+        """
+        if not self._may_try_nowait:
+            return False
+        try:
+            if self._read_one_place(image, sector, count, into, direct, _NOWAIT):
+                return True
+            self._compose(image, sector, into, direct, _NOWAIT)
+        except (BlockingIOError, WouldWait, EngineError):
+            return False
+        except OSError as error:
+            if error.errno in _NO_SUCH_FLAG:
+                self._may_try_nowait = False
+            return False
+        return True
+
+    def read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
+        """Fill *into* with *count* sectors of *image* from *sector*.
+
+        Raises EngineError, naming link and sector, if one of them cannot be read.
+        """
+        try:
+            if self._read_one_place(image, sector, count, into, direct, 0):
+                return
+        except OSError:
+            pass  # met again below, where the error gets its place
+        self._compose(image, sector, into, direct, 0)
+
+    def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
+        """Return the allocation of [*sector*, *sector* + *count*); see ``Engine``.
+
+        Damaged ranges are data. Grain tables are read past the cache.
+        """
+        self._check_range(image, sector, count)
+        deadline = time.monotonic() + seconds
+        found: list[MapExtent] = []
+        start = here = sector
+        kind: bool | None = None
+        for data, length in self._allocation(image, sector, count):
+            if data is not kind:
+                if kind is not None:
+                    found.append(MapExtent(start, here - start, kind))
+                    if len(found) >= limit:
+                        return MapSlice(tuple(found), here)
+                start, kind = here, data
+            here += length
+            if time.monotonic() >= deadline:
+                break
+        if kind is not None:
+            found.append(MapExtent(start, here - start, kind))
+        return MapSlice(tuple(found), here)
+
+    def revalidate(self) -> Sequence[LinkIdentity]:
+        """Open all paths again, forget all tables of the last link, return what is there now.
+
+        The last link is from now on read as it is now. A link that became another file altogether,
+        and any lower link that changed, is only reported: the caller closes this engine then.
+        """
+        found = [link.info.identity for link in self._links[:-1]]
+        for index, link in enumerate(self._links[:-1]):
+            fresh = self._open(link.path)
+            fresh.close()
+            found[index] = fresh.info.identity
+        old = self._links[-1]
+        fresh = self._open(old.path)
+        found.append(fresh.info.identity)
+        if old.info.identity.replaced_by(fresh.info.identity):
+            fresh.close()
+        else:
+            self._links[-1] = fresh
+            old.close()
+        return tuple(found)
+
+    def close(self) -> None:
+        """Close every file."""
+        for link in self._links:
+            link.close()
+        self._links.clear()
+
+    def _open(self, path: str) -> OpenLink:
+        return open_link(path, self._cache, follow_any=self._follow_any)
+
+    def _check_range(self, image: int, sector: int, count: int) -> None:
+        if not 0 <= image <= self._last:
+            raise ValueError(f"image {image} of {self._last + 1}")
+        capacity = self._links[image].capacity
+        if sector < 0 or count <= 0 or sector + count > capacity:
+            raise ValueError(f"sectors {sector}+{count} of an image of {capacity}")
+
+    def _read_one_place(
+        self, image: int, sector: int, count: int, into: memoryview, direct: bool, flags: int
+    ) -> bool:
+        """Do a request that one place in one file, or a hole, answers; say whether it was one.
+
+        The hot path: no objects but what preadv needs. What is said to be done may be wrong in no
+        case; what is not done may be for any reason.
+        """
+        if len(into) != count << 9:
+            raise ValueError(f"{len(into)} bytes for {count} sectors")
+        self._check_range(image, sector, count)
+        links = self._links
+        fresh = direct and image == self._last
+        while True:
+            link = links[image]
+            if sector + count > link.capacity:
+                return False
+            extent = link.extent_at(sector)
+            place = extent.locate(sector, count, fresh, flags)
+            if place >= 0:
+                return os.preadv(extent.fd, (into,), place, flags) == len(into)
+            if place == AT_ABSENT and image > 0:
+                image -= 1
+                fresh = False
+            elif place in (AT_ABSENT, AT_ZERO):
+                _zero(into)
+                return True
+            else:
+                return False
+
+    def _compose(self, image: int, sector: int, into: memoryview, direct: bool, flags: int) -> None:
+        """Fill *into* from *sector* on, with as many reads as it takes."""
+        link = self._links[image]
+        inside = min(len(into), max(0, link.capacity - sector) << 9)
+        if inside < len(into):
+            _zero(into[inside:])
+        if inside == 0:
+            return
+        fresh = direct and image == self._last
+        for piece in link.pieces(sector, inside >> 9, fresh, flags):
+            begin = (piece.sector - sector) << 9
+            view = into[begin : begin + (piece.count << 9)]
+            if piece.kind == DATA:
+                path = link.extent_at(piece.sector).path
+                read_exactly(
+                    piece.fd,
+                    view,
+                    piece.offset,
+                    path=path,
+                    link=link.path,
+                    sector=piece.sector,
+                    flags=flags,
+                )
+            elif piece.kind == ABSENT and image > 0:
+                self._compose(image - 1, piece.sector, view, direct, flags)
+            else:
+                _zero(view)
+
+    def _allocation(self, image: int, sector: int, count: int) -> Iterator[tuple[bool, int]]:
+        """Yield (data, sectors) of [*sector*, *sector* + *count*) in order, hole by hole."""
+        link = self._links[image]
+        inside = min(count, max(0, link.capacity - sector))
+        if inside:
+            for kind, length in link.areas(sector, inside):
+                if kind == ABSENT and image > 0:
+                    yield from self._allocation(image - 1, sector, length)
+                else:
+                    yield kind == DATA, length
+                sector += length
+        if inside < count:
+            yield False, count - inside
+
+
+def _zero(view: memoryview) -> None:
+    """Fill *view* with zeros."""
+    for begin in range(0, len(view), len(_ZEROS)):
+        part = view[begin : begin + len(_ZEROS)]
+        part[:] = _ZEROS[: len(part)]

@@ -1,0 +1,365 @@
+"""The kernel's requests, answered from the tree: inode and handle in, bytes or errno out. No
+policy.
+
+Every handler is guarded: a VddkfsError becomes its errno, and any other exception, which would end
+the mount, becomes EIO with a traceback in the log. Offsets and sizes in bytes.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
+
+import trio
+
+from vddkfs.disks.image import Handle
+from vddkfs.engines.base import EngineError
+from vddkfs.errors import VddkfsError
+from vddkfs.fuse.tree import Folder, Node, Text, Tree, Window
+from vddkfs.options import MountOptions
+
+import pyfuse3  # isort: skip  (after vddkfs.fuse.session, which loads the C module below it)
+
+log = logging.getLogger(__name__)
+
+STATIC: Final = 300.0
+"""Seconds for which the kernel may trust a name or attribute that never changes."""
+BRIEF: Final = 1.0
+"""The same where another look is worth a request."""
+_BLOCK: Final = 4096
+_XATTR: Final = "user.vddkfs."
+_QUIET_SECONDS: Final = 60.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Let only FUSEError out of *handler*."""
+
+    @functools.wraps(handler)
+    async def guard(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except VddkfsError as error:
+            raise pyfuse3.FUSEError(error.errno) from error
+        except Exception as error:
+            log.exception("a bug in vddkfs: %s failed", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return guard
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, tree: Tree, options: MountOptions, capacity: int) -> None:
+        super().__init__()
+        self._tree = tree
+        self._options = options
+        self._capacity = capacity
+        self._handles: dict[int, tuple[Window, Handle] | bytes] = {}
+        self._folders: dict[int, tuple[Folder, list[tuple[str, Node]]]] = {}
+        self._next_handle = 1
+        self._told: dict[tuple[str, int], float] = {}
+
+    @property
+    def open_files(self) -> int:
+        """How many files of the mount are open."""
+        return len(self._handles)
+
+    def _node(self, inode: int) -> Node:
+        node = self._tree.nodes.get(inode)
+        if node is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        return node
+
+    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = node.inode
+        entry.st_uid, entry.st_gid = self._options.uid, self._options.gid
+        entry.st_blksize = _BLOCK
+        entry.entry_timeout = entry.attr_timeout = STATIC
+        mtime = node.mtime_ns
+        if isinstance(node, Folder):
+            entry.st_mode = stat.S_IFDIR | (0o555 & ~self._options.umask)
+            folders = sum(isinstance(child, Folder) for child in node.children.values())
+            entry.st_nlink = 2 + folders
+        else:
+            entry.st_mode = stat.S_IFREG | (0o444 & ~self._options.umask)
+        if isinstance(node, Text):
+            entry.st_size = node.size
+            entry.st_blocks = -(-node.size // 512)
+            entry.attr_timeout = 0.0 if node.changing else STATIC
+        elif isinstance(node, Window):
+            entry.st_size = node.size
+            entry.st_nlink = node.links
+            entry.st_blksize = 1024 * 1024
+            entry.st_blocks = _allocated(node) // 512
+            settled = node.image.map is not None and node.image.frozen
+            entry.attr_timeout = STATIC if settled else 0.0
+            mtime = node.image.mtime_ns
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime
+        return entry
+
+    async def _fresh(self, node: Node) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a node that somebody looks at."""
+        if isinstance(node, Text) and (node.changing or not node.size):
+            node.size = len(await node.render())
+        elif isinstance(node, Window):
+            node.image.want_map()
+        return self._attributes(node)
+
+    @guarded
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name in a folder."""
+        folder = self._node(parent_inode)
+        if not isinstance(folder, Folder):
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        node: Node | None
+        if name == b".":
+            node = folder
+        elif name == b"..":
+            node = self._node(folder.parent)
+        else:
+            node = (await folder.entries()).get(os.fsdecode(name))
+        if node is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return await self._fresh(node)
+
+    @guarded
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Return a node's attributes."""
+        return await self._fresh(self._node(inode))
+
+    @guarded
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        """Open a folder; its entries are those of now."""
+        folder = self._node(inode)
+        if not isinstance(folder, Folder):
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        entries: list[tuple[str, Node]] = sorted((await folder.entries()).items())
+        handle = self._new_handle()
+        self._folders[handle] = (folder, entries)
+        return handle
+
+    @guarded
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Hand out the entries from the *start_id*-th on; ``.`` and ``..`` first."""
+        folder, entries = self._folders[fh]
+        all_entries = [(".", folder), ("..", self._node(folder.parent)), *entries]
+        for number, (name, node) in enumerate(all_entries[start_id:], start_id + 1):
+            attributes = self._attributes(node)
+            if isinstance(node, Text | Window):
+                # The size or the blocks may not be known yet: whoever wants them asks for them.
+                attributes.attr_timeout = 0.0
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, number):
+                break
+
+    @guarded
+    async def releasedir(self, fh: int) -> None:
+        """Close a folder."""
+        self._folders.pop(fh, None)
+
+    def _new_handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open a file for reading; EROFS for writing."""
+        node = self._node(inode)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        number = self._new_handle()
+        if isinstance(node, Text):
+            content = await node.render()
+            node.size = len(content)
+            self._handles[number] = content
+            return pyfuse3.FileInfo(fh=number, direct_io=True, keep_cache=False)
+        if not isinstance(node, Window):
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        try:
+            handle = await node.image.open(direct=bool(flags & os.O_DIRECT))
+        except VddkfsError as error:
+            log.error("%s cannot be opened: %s", node.image.name, error)
+            raise
+        self._handles[number] = (node, handle)
+        return pyfuse3.FileInfo(fh=number, direct_io=False, keep_cache=handle.keep_cache)
+
+    @guarded
+    async def read(  # type: ignore[override]  # any buffer will do, whatever the stub says
+        self, fh: int, off: int, size: int
+    ) -> memoryview | bytes:
+        """Return *size* bytes, less only at the end of the file. A view is valid until an await."""
+        found = self._handles[fh]
+        if isinstance(found, bytes):
+            return found[off : off + size]
+        window, handle = found
+        try:
+            return await window.image.read(
+                handle, window.start + off, max(0, min(size, window.size - off))
+            )
+        except VddkfsError as error:
+            self._tell(window, off, error)
+            raise
+
+    def _tell(self, window: Window, offset: int, error: VddkfsError) -> None:
+        """Log a failed read, the same one at most once a minute."""
+        link = error.link if isinstance(error, EngineError) else ""
+        now = time.monotonic()
+        key = (link or str(error), offset)
+        if now - self._told.get(key, -_QUIET_SECONDS) < _QUIET_SECONDS:
+            return
+        if len(self._told) > 1000:
+            self._told.clear()
+        self._told[key] = now
+        where = f" (link {link})" if link else ""
+        name = window.image.name
+        log.error("%s%s: read at offset %d failed: %s", name, where, window.start + offset, error)
+
+    @guarded
+    async def release(self, fh: int) -> None:
+        """Close a file."""
+        self._handles.pop(fh, None)
+
+    @guarded
+    async def flush(self, fh: int) -> None:
+        """Nothing is ever dirty."""
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Nothing is ever dirty."""
+
+    @guarded
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Nothing is ever dirty."""
+
+    async def lseek(self, inode: int, offset: int, whence: int) -> int:
+        """Return where data or a hole begins, as lseek(2). Raises FUSEError only."""
+        return await self._lseek(inode, offset, whence)
+
+    @guarded
+    async def _lseek(self, inode: int, offset: int, whence: int) -> int:
+        node = self._node(inode)
+        if not isinstance(node, Window):
+            raise pyfuse3.FUSEError(errno.ENOSYS if isinstance(node, Text) else errno.EISDIR)
+        if not 0 <= offset < node.size:
+            raise pyfuse3.FUSEError(errno.ENXIO)
+        if whence == os.SEEK_DATA:
+            found = await node.image.seek_data(node.start + offset) - node.start
+            if found >= node.size:
+                raise pyfuse3.FUSEError(errno.ENXIO)
+            return found
+        if whence == os.SEEK_HOLE:
+            return min(node.size, await node.image.seek_hole(node.start + offset) - node.start)
+        raise pyfuse3.FUSEError(errno.EINVAL)
+
+    @guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """Return the disks' capacity as the size, and nothing free."""
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = _BLOCK
+        data.f_blocks = -(-self._capacity // _BLOCK)
+        data.f_files = len(self._tree.nodes)
+        data.f_namemax = 255
+        return data
+
+    @guarded
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        """Leave the decision to the kernel (default_permissions)."""
+        return True
+
+    @guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """Return one of the ``user.vddkfs.*`` attributes of an image."""
+        value = self._xattrs(self._node(inode)).get(os.fsdecode(name))
+        if value is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value.encode()
+
+    @guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        """Attributes are not listed, so that a copy does not try to take them along."""
+        return []
+
+    def _xattrs(self, node: Node) -> dict[str, str]:
+        if not isinstance(node, Window):
+            return {}
+        image = node.image
+        values = {
+            "capacity": str(node.size),
+            "transport": "file",
+            "engine": "vmdk",
+            "policy": "immutable" if image.frozen else "close-to-open",
+            "link": image.links[-1].path,
+            "format": image.links[-1].format,
+            "cid": image.links[-1].content_id,
+        }
+        return {_XATTR + key: value for key, value in values.items()}
+
+
+def _allocated(window: Window) -> int:
+    """Return the bytes of data in a window: exact once the map is known, below the size before."""
+    image = window.image
+    if window.whole:
+        return image.allocated_bytes()
+    if image.map is None:
+        return max(0, min(image.allocated_bytes(), window.size - _BLOCK))
+    first, last = window.start // 512, -(-(window.start + window.size) // 512)
+    return 512 * sum(run.count for run in image.map.runs(first, last) if run.data)
+
+
+def _refuse(name: str) -> Callable[..., Awaitable[None]]:
+    async def refuse(self: Operations, *args: object, **kwargs: object) -> None:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    refuse.__name__ = name
+    refuse.__doc__ = "Refuse: nothing of the mount can be changed."
+    return refuse
+
+
+for _name in (
+    "setattr",
+    "mknod",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "symlink",
+    "rename",
+    "link",
+    "write",
+    "create",
+    "setxattr",
+    "removexattr",
+):
+    setattr(Operations, _name, _refuse(_name))
+
+
+def drop_page_cache(nursery: trio.Nursery, inodes: Sequence[int]) -> None:
+    """Have the kernel forget what it has of *inodes*, soon, without waiting for it here.
+
+    The kernel waits for reads that are under way, which this thread has to answer.
+    """
+
+    async def drop(inode: int) -> None:
+        try:
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode)
+        except OSError as error:
+            # ENOENT: the kernel does not know the inode, and so has nothing of it.
+            if error.errno != errno.ENOENT:
+                log.warning("the kernel may still have old data of inode %d: %s", inode, error)
+
+    for inode in inodes:
+        nursery.start_soon(drop, inode)

@@ -1,0 +1,142 @@
+"""The FUSE session: the C module below pyfuse3, SEEK_DATA and SEEK_HOLE, and the kernel's queue.
+
+Imported before anything imports pyfuse3: the C module has to be in the process first.
+"""
+
+import contextlib
+import errno
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from vddkfs.errors import FuseUnavailable
+from vddkfs.mounts import mounted_at
+
+log = logging.getLogger(__name__)
+
+MAX_TASKS: Final = 1024
+"""Requests that are handled at once, so that those of a disk that hangs leave room for others."""
+MAX_BACKGROUND: Final = 512
+"""Read-ahead and asynchronous direct requests that the kernel sends at once, for all files."""
+READ_AHEAD_KIB: Final = 8192
+"""The kernel's read-ahead on the mount: with it the kernel asks in 1 MiB requests, several at once.
+"""
+
+
+def _load_hooks() -> Any:
+    """Return the C module, loaded so that pyfuse3 finds its symbols; None where it is missing."""
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    try:
+        return importlib.import_module("vddkfs.fuse._session")
+    except ImportError:
+        return None
+    finally:
+        sys.setdlopenflags(flags)
+
+
+_hooks = _load_hooks()
+
+import pyfuse3  # noqa: E402  (the C module has to be loaded first)
+
+Seek = Callable[[int, int, int], Awaitable[int]]
+"""(inode, offset, whence) to the offset found; raises pyfuse3.FUSEError."""
+
+
+def libfuse_version() -> str:
+    """Return libfuse's version, or "unknown" without the C module."""
+    if _hooks is None:
+        return "unknown"
+    return str(_hooks.ffi.string(_hooks.lib.library_version()).decode())
+
+
+def has_hooks() -> bool:
+    """Say whether the C module is there, and with it SEEK_HOLE and the tuned queue."""
+    return _hooks is not None
+
+
+def agreed() -> dict[str, int]:
+    """Return what was agreed with the kernel when the session began."""
+    if _hooks is None:
+        return {}
+    names = ("max_background", "max_readahead", "max_write")
+    return {name: int(_hooks.lib.agreed_value(index)) for index, name in enumerate(names)}
+
+
+def mount(operations: pyfuse3.Operations, mountpoint: str, source: str, allow_other: bool) -> None:
+    """Mount; the kernel's requests wait until ``serve`` runs. Raises FuseUnavailable."""
+    if _hooks is not None:
+        _hooks.lib.set_wanted(MAX_BACKGROUND, 0)
+    options = {"default_permissions", "ro", "subtype=vddkfs", f"fsname={_option_text(source)}"}
+    if allow_other:
+        options.add("allow_other")
+    try:
+        pyfuse3.init(operations, mountpoint, options)
+    except RuntimeError as error:
+        raise FuseUnavailable(
+            f"{mountpoint}: the kernel or fusermount3 refused the mount",
+            cause=str(error),
+            advice="see the line above; allow_other for a user other than root needs "
+            "user_allow_other in /etc/fuse.conf",
+        ) from error
+
+
+def _option_text(text: str) -> str:
+    """Return *text* as one ASCII word of a list of mount options."""
+    plain = text.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+    return plain.replace("\\", "\\\\").replace(",", "\\,")
+
+
+async def serve(seek: Seek, nursery: trio.Nursery) -> None:
+    """Handle the kernel's requests until the mount is gone. *nursery* runs the seeks."""
+    if _hooks is not None:
+        _serve_seeks(seek, nursery)
+    await pyfuse3.main(min_tasks=16, max_tasks=MAX_TASKS)
+
+
+def _serve_seeks(seek: Seek, nursery: trio.Nursery) -> None:
+    lib = _hooks.lib
+
+    async def answer(req: int, inode: int, offset: int, whence: int) -> None:
+        try:
+            found = await seek(inode, offset, whence)
+        except pyfuse3.FUSEError as error:
+            lib.reply_error(req, error.errno)
+        except BaseException:
+            lib.reply_error(req, errno.EIO)
+            raise
+        else:
+            lib.reply_lseek(req, found)
+
+    @_hooks.ffi.def_extern(name="vddkfs_on_lseek")  # type: ignore[untyped-decorator]
+    def on_lseek(req: int, inode: int, _fh: int, offset: int, whence: int) -> None:
+        nursery.start_soon(answer, req, inode, offset, whence)
+
+
+def raise_read_ahead(mountpoint: str) -> str:
+    """Have the kernel read the mount's files further ahead; return "" or why it does not."""
+    mounted = mounted_at(mountpoint)
+    if mounted is None:
+        return "the mount is not in /proc/self/mountinfo"
+    try:
+        Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n")
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def terminate() -> None:
+    """Have ``serve`` return, whatever is open."""
+    pyfuse3.terminate()
+
+
+def close(unmount: bool) -> None:
+    """End the session; *unmount* also where files are open (they then see ENOTCONN)."""
+    with contextlib.suppress(RuntimeError):
+        pyfuse3.close(unmount=unmount)

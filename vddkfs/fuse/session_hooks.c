@@ -1,0 +1,157 @@
+/*
+ * What pyfuse3 does not reach: lseek, the INIT negotiation, and a non-blocking /dev/fuse.
+ *
+ * This module is loaded RTLD_GLOBAL before pyfuse3, so that the dynamic linker binds pyfuse3's calls
+ * of fuse_session_new and fuse_session_receive_buf to the functions below. They complete the table of
+ * operations that pyfuse3 hands in, and go on to libfuse's own function of that name.
+ *
+ * libfuse 3.17 renamed the symbol behind fuse_session_new to fuse_session_new_versioned; which of the
+ * two pyfuse3 asks for depends on the headers that it was built with, so both are here.
+ */
+
+#define _GNU_SOURCE
+#ifndef FUSE_USE_VERSION
+#define FUSE_USE_VERSION 34
+#endif
+#include <fuse_lowlevel.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <string.h>
+
+#undef fuse_session_new
+
+#define EXPORT __attribute__((visibility("default")))
+
+struct libfuse_version;
+
+/* Implemented in Python (cffi's extern "Python"); called on the thread that runs the session. */
+static void vddkfs_on_lseek(uint64_t req, uint64_t ino, uint64_t fh, int64_t offset, int whence);
+
+static unsigned wanted_background = 0;
+static int keep_auto_inval = 1;
+static void (*next_init)(void *userdata, struct fuse_conn_info *conn) = NULL;
+
+/* What the kernel agreed to, for status: max_background, max_readahead, max_write, capable, want. */
+static unsigned agreed[5];
+
+static void init_hook(void *userdata, struct fuse_conn_info *conn)
+{
+    if (next_init != NULL)
+        next_init(userdata, conn);
+    if (wanted_background != 0) {
+        conn->max_background = wanted_background;
+        conn->congestion_threshold = wanted_background - wanted_background / 4;
+    }
+    if (!keep_auto_inval) {
+#if defined(FUSE_VERSION) && FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+        fuse_unset_feature_flag(conn, FUSE_CAP_AUTO_INVAL_DATA);
+#else
+        conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
+#endif
+    }
+    agreed[0] = conn->max_background;
+    agreed[1] = conn->max_readahead;
+    agreed[2] = conn->max_write;
+    agreed[3] = (unsigned)conn->capable;
+    agreed[4] = (unsigned)conn->want;
+}
+
+static void lseek_hook(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
+                       struct fuse_file_info *fi)
+{
+    vddkfs_on_lseek((uint64_t)(uintptr_t)req, (uint64_t)ino, fi != NULL ? fi->fh : 0, (int64_t)off,
+                    whence);
+}
+
+static void complete(struct fuse_lowlevel_ops *ops, const struct fuse_lowlevel_ops *given,
+                     size_t given_size)
+{
+    memset(ops, 0, sizeof *ops);
+    memcpy(ops, given, given_size < sizeof *ops ? given_size : sizeof *ops);
+    next_init = ops->init;
+    ops->init = init_hook;
+    ops->lseek = lseek_hook;
+}
+
+typedef struct fuse_session *session_new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *,
+                                            size_t, void *);
+typedef struct fuse_session *session_new_versioned_fn(struct fuse_args *,
+                                                      const struct fuse_lowlevel_ops *, size_t,
+                                                      struct libfuse_version *, void *);
+typedef int receive_fn(struct fuse_session *, struct fuse_buf *);
+
+EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
+                                             const struct fuse_lowlevel_ops *op, size_t op_size,
+                                             void *userdata)
+{
+    session_new_fn *next = (session_new_fn *)dlsym(RTLD_NEXT, "fuse_session_new");
+    struct fuse_lowlevel_ops ops;
+
+    if (next == NULL)
+        return NULL;
+    complete(&ops, op, op_size);
+    return next(args, &ops, sizeof ops, userdata);
+}
+
+EXPORT struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
+                                                       const struct fuse_lowlevel_ops *op,
+                                                       size_t op_size,
+                                                       struct libfuse_version *version,
+                                                       void *userdata)
+{
+    session_new_versioned_fn *next =
+        (session_new_versioned_fn *)dlsym(RTLD_NEXT, "fuse_session_new_versioned");
+    struct fuse_lowlevel_ops ops;
+
+    if (next == NULL)
+        return NULL;
+    complete(&ops, op, op_size);
+    return next(args, &ops, sizeof ops, version, userdata);
+}
+
+/*
+ * A request withdrawn between readiness and receipt would leave a blocking read of /dev/fuse, and
+ * with it the whole daemon, asleep until the next request. On a non-blocking descriptor the read
+ * says EAGAIN instead, which pyfuse3 takes for the end of the mount; EINTR makes it look again.
+ */
+EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+    static receive_fn *next = NULL;
+    int res;
+
+    if (next == NULL)
+        next = (receive_fn *)dlsym(RTLD_NEXT, "fuse_session_receive_buf");
+    if (next == NULL)
+        return -ENOSYS;
+    res = next(se, buf);
+    return res == -EAGAIN ? -EINTR : res;
+}
+
+static void set_wanted(unsigned background, int auto_inval)
+{
+    wanted_background = background;
+    keep_auto_inval = auto_inval;
+}
+
+static unsigned agreed_value(int which)
+{
+    return which >= 0 && which < 5 ? agreed[which] : 0;
+}
+
+static int reply_lseek(uint64_t req, int64_t offset)
+{
+    return fuse_reply_lseek((fuse_req_t)(uintptr_t)req, (off_t)offset);
+}
+
+static int reply_error(uint64_t req, int error)
+{
+    return fuse_reply_err((fuse_req_t)(uintptr_t)req, error);
+}
+
+static const char *library_version(void)
+{
+    return fuse_pkgversion();
+}

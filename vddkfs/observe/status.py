@@ -1,0 +1,72 @@
+"""What status.json and ``vddkfs status`` tell: the mount, its cache, and what each worker does now."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from vddkfs import __version__
+from vddkfs.cache.arena import Arena
+from vddkfs.disks.disk import Disk
+
+
+class StatusReport:
+    """Collects the facts of one mount. Sizes in bytes, times in seconds."""
+
+    def __init__(self, mountpoint: str, source: str, arena: Arena, disks: Sequence[Disk]) -> None:
+        self._mountpoint = mountpoint
+        self._source = source
+        self._arena = arena
+        self._disks = disks
+        self._started = time.time()
+        self._since = time.monotonic()
+
+    def collect(
+        self, session: dict[str, int], open_files: int, warnings: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return the report."""
+        return {
+            "vddkfs": __version__,
+            "pid": os.getpid(),
+            "mountpoint": self._mountpoint,
+            "source": self._source,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._started)),
+            "uptime": round(time.monotonic() - self._since, 1),
+            "open_files": open_files,
+            "session": session,
+            "cache": {
+                "limit": self._arena.limit * self._arena.chunk_size,
+                "size": self._arena.size,
+                "hits": sum(i.cache.hits for d in self._disks for i in d.images),
+                "misses": sum(i.cache.misses for d in self._disks for i in d.images),
+                "coalesced": sum(i.cache.coalesced for d in self._disks for i in d.images),
+                "prefetched": sum(i.cache.prefetched for d in self._disks for i in d.images),
+                "evictions": sum(d.cache.evictions for d in self._disks),
+            },
+            "disks": [_disk(disk) for disk in self._disks],
+            "warnings": list(warnings),
+        }
+
+
+def _disk(disk: Disk) -> dict[str, Any]:
+    client = disk.client
+    counters = client.counters
+    return {
+        "name": disk.name,
+        "capacity": disk.capacity,
+        "links": len(disk.links),
+        "cache_held": disk.cache.bytes_held,
+        "worker": {
+            "pid": client.pid,
+            "state": client.state,
+            "requests": counters.requests,
+            "in_flight": client.in_flight,
+            "queued": client.queued,
+            "oldest_request": round(client.oldest_age(), 3),
+            "starts": counters.starts,
+            "restarts": counters.restarts,
+            "resent": counters.resent,
+            "errors": counters.errors,
+            "last_errors": list(client.last_errors),
+        },
+    }

@@ -1,0 +1,51 @@
+"""The state folder: how commands find the daemon of a mount.
+
+Root's is /run/vddkfs; another user's is in $XDG_RUNTIME_DIR, or in /tmp under the user's id. A
+mount has a control socket there and, where there is no syslog, a log; both go away with it.
+"""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from vddkfs.errors import AccessDenied
+
+
+def state_folder(create: bool = False) -> Path:
+    """Return the folder. Raises AccessDenied if it is not ours alone."""
+    if os.geteuid() == 0:
+        folder = Path("/run/vddkfs")
+    elif "XDG_RUNTIME_DIR" in os.environ:
+        folder = Path(os.environ["XDG_RUNTIME_DIR"]) / "vddkfs"
+    else:
+        folder = Path(f"/tmp/vddkfs-{os.geteuid()}")
+    if create:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if not ours or status.st_mode & 0o077:
+            raise AccessDenied(
+                f"{folder} is not a folder of yours alone",
+                advice=f"remove it, or `chmod 0700 {folder}`",
+            )
+    return folder
+
+
+def canonical(mountpoint: str) -> str:
+    """Return *mountpoint* as the kernel lists it: absolute, without symbolic links."""
+    return os.path.realpath(mountpoint)
+
+
+def socket_path(mountpoint: str) -> Path:
+    """Return the control socket of the mount at *mountpoint* (canonical)."""
+    return state_folder() / (_name(mountpoint) + ".sock")
+
+
+def log_path(mountpoint: str) -> Path:
+    """Return the log of a mount in the background where there is no syslog."""
+    return state_folder() / (_name(mountpoint) + ".log")
+
+
+def _name(mountpoint: str) -> str:
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
