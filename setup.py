@@ -10,7 +10,7 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from vddkfs.fuse._session_build import builder  # noqa: E402  (the tree being built comes first)
+from vddkfs.fuse._session_build import builder
 
 extension = builder().distutils_extension(tmpdir="build")
 extension.optional = True

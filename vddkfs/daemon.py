@@ -20,13 +20,13 @@ from typing import Any
 import trio
 
 from vddkfs.cache.arena import Arena
-from vddkfs.cache.sector_cache import SectorCache
+from vddkfs.cache.frames import SectorCache
 from vddkfs.control import ControlServer
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import qemu_map
 from vddkfs.disks.image import Image
 from vddkfs.disks.vm import Source, describe_disk, describe_source
-from vddkfs.engines.client import Patience
+from vddkfs.engines.requests import Patience
 from vddkfs.errors import MountBusy, VddkfsError
 from vddkfs.fuse import session
 from vddkfs.fuse.operations import Operations, drop_page_cache

@@ -15,7 +15,7 @@ import fcntl
 import mmap
 import os
 from collections import deque
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -83,10 +83,17 @@ class Frame:
         return slot
 
 
+class Tenant(Protocol):
+    """What the cache keeps in a slot."""
+
+    def evicted(self) -> None:
+        """Hear that the memory is used for something else from now on."""
+
+
 class Slot:
     """A part of a frame that one request fills. Made pinned.
 
-    *tenant* is whatever the cache keeps there; the frame's eviction tells it to go.
+    *tenant* is what the cache keeps there.
     """
 
     __slots__ = ("chunk_number", "frame", "offset", "size", "tenant")
@@ -96,7 +103,7 @@ class Slot:
         self.chunk_number = frame.chunk.number
         self.offset = offset
         self.size = size
-        self.tenant: object = None
+        self.tenant: Tenant | None = None
         frame.slots.append(self)
         frame.pins += 1
 

@@ -1,4 +1,4 @@
-"""``vddkfs mount``: check what can be checked, start the daemon, and return when the mount answers."""
+"""``vddkfs mount``: check the arguments, start the daemon, and return when the mount answers."""
 
 import argparse
 import json

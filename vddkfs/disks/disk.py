@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import trio
 
-from vddkfs.cache.sector_cache import DiskCache, SectorCache
+from vddkfs.cache.frames import DiskCache, SectorCache
 from vddkfs.disks.coalesce import Coalesced
 from vddkfs.disks.image import Image
 from vddkfs.engines.base import SECTOR, LinkIdentity, LinkInfo
-from vddkfs.engines.client import Patience, WorkerClient
+from vddkfs.engines.client import WorkerClient
 from vddkfs.engines.protocol import EngineConfig
+from vddkfs.engines.requests import Patience
 from vddkfs.errors import StaleImage
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from typing import Final
 
 import trio
 
+from vddkfs.cache.frames import DiskCache
 from vddkfs.cache.readahead import ReadAhead
-from vddkfs.cache.sector_cache import DiskCache, ImageCache
+from vddkfs.cache.sector_cache import ImageCache
 from vddkfs.disks.extents import ExtentMap
 from vddkfs.disks.partitions import PartitionTable, parse
 from vddkfs.engines.base import SECTOR, LinkIdentity, LinkInfo

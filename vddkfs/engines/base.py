@@ -114,7 +114,7 @@ class LinkInfo(msgspec.Struct, frozen=True):
 
 
 class MapExtent(msgspec.Struct, frozen=True, array_like=True):
-    """A run of *count* sectors from *sector*: *data* is False where it is known to read as zeros."""
+    """*count* sectors from *sector*; *data* is False where they are known to read as zeros."""
 
     sector: int
     count: int
@@ -162,7 +162,7 @@ class Engine(Protocol):
         """
 
     def read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
-        """Fill *into* with *count* sectors of *image* from *sector*. Never short: raises instead."""
+        """Fill *into* with *count* sectors of *image* from *sector*; it is never short."""
 
     def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
         """Return the allocation of [*sector*, *sector* + *count*), neighbours merged.

@@ -21,7 +21,7 @@ import math
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -29,6 +29,7 @@ from vddkfs.engines import protocol
 from vddkfs.engines.base import LinkIdentity, MapSlice
 from vddkfs.engines.process import WorkerProcess
 from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
+from vddkfs.engines.requests import Call, Counters, Patience, ReadRequest, Request, nothing
 from vddkfs.errors import VddkfsError, WorkerFailed
 
 log = logging.getLogger(__name__)
@@ -44,173 +45,6 @@ _REFUSED: Final = "refused"
 """Why a process is of no more use; the last two are no losses."""
 _TICK: Final = 0.25
 """Seconds between looks at the deadlines while requests are under way."""
-
-
-class Target(Protocol):
-    """Where the bytes of a read go: a part of a chunk that is lent to the worker."""
-
-    @property
-    def chunk_number(self) -> int:
-        """The chunk's number."""
-
-    @property
-    def offset(self) -> int:
-        """Bytes from the chunk's beginning."""
-
-
-class _SlotTarget(Protocol):
-    chunk_number: int
-    offset: int
-
-
-Moved = tuple[_SlotTarget, Callable[[], None]]
-"""A new target, and what to call when nobody can write to the old one any more."""
-Done = Callable[[VddkfsError | None], None]
-
-
-class Request:
-    """One message to the worker that has an answer. *timeout* is in seconds from sending it."""
-
-    __slots__ = ("born", "deadline", "done", "id", "timeout", "tries")
-
-    def __init__(self, timeout: float) -> None:
-        self.id = 0
-        self.timeout = timeout
-        self.born = math.nan
-        self.deadline = math.inf
-        self.tries = 0
-
-    def packet(self) -> tuple[bytes, bytes]:
-        """Return header and body."""
-        raise AssertionError("a request has a packet")
-
-    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
-        """Take the answer (or the error), once."""
-        raise AssertionError("a request takes its answer")
-
-    def move(self) -> Callable[[], None] | None:
-        """Prepare to be sent again while the old worker may still write; None: it cannot be."""
-        return _nothing
-
-
-class ReadRequest(Request):
-    """Read *count* sectors of *image* from *sector* into *target*; *done* is called with the
-    result.
-    """
-
-    __slots__ = ("count", "direct", "image", "moved", "sector", "target")
-
-    def __init__(
-        self,
-        image: int,
-        sector: int,
-        count: int,
-        target: _SlotTarget,
-        done: Done,
-        moved: Callable[[], Moved | None],
-        direct: bool = False,
-    ) -> None:
-        super().__init__(0.0)
-        self.image = image
-        self.sector = sector
-        self.count = count
-        self.target = target
-        self.done = done
-        self.moved = moved
-        self.direct = direct
-
-    def packet(self) -> tuple[bytes, bytes]:
-        """Return the header; a read has no body."""
-        target = self.target
-        return protocol.REQUEST.pack(
-            Op.READ,
-            self.direct,
-            self.image,
-            self.count,
-            self.id,
-            self.sector,
-            target.chunk_number,
-            target.offset,
-        ), b""
-
-    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
-        """Tell whoever wanted the data."""
-        self.done(error)
-
-    def move(self) -> Callable[[], None] | None:
-        """Take a new target, or give up where there is no memory for one."""
-        moved = self.moved()
-        if moved is None:
-            return None
-        self.target, freed = moved
-        return freed
-
-
-class Call(Request):
-    """A message whose answer has a body; ``wait`` returns it."""
-
-    __slots__ = ("_body", "_error", "_event", "_fields", "_op", "_reply")
-
-    def __init__(self, op: Op, timeout: float, body: bytes = b"", **fields: int) -> None:
-        super().__init__(timeout)
-        self._op = op
-        self._fields = fields
-        self._body = body
-        self._event = trio.Event()
-        self._error: VddkfsError | None = None
-        self._reply = b""
-
-    def packet(self) -> tuple[bytes, bytes]:
-        """Return header and body."""
-        return protocol.request_header(self._op, self.id, **self._fields), self._body
-
-    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
-        """Keep the answer for ``wait``."""
-        self._error = error
-        if error is None:
-            try:
-                self._reply = protocol.body_of(reply, protocol.REPLY.size, fd)
-            except VddkfsError as problem:
-                self._error = problem
-        self._event.set()
-
-    async def wait(self) -> bytes:
-        """Return the answer's body. Raises the worker's error. Cancellation abandons the answer."""
-        await self._event.wait()
-        if self._error is not None:
-            raise self._error
-        return self._reply
-
-
-class Patience:
-    """How long to wait for a worker, in seconds."""
-
-    __slots__ = ("idle_timeout", "op_timeout", "open_timeout", "retry_budget")
-
-    def __init__(
-        self,
-        op_timeout: float = 60.0,
-        open_timeout: float = 300.0,
-        retry_budget: float = 100.0,
-        idle_timeout: float = 900.0,
-    ) -> None:
-        self.op_timeout = op_timeout
-        self.open_timeout = open_timeout
-        self.retry_budget = retry_budget
-        self.idle_timeout = idle_timeout
-
-
-class Counters:
-    """What happened to a worker since the mount began, for status and metrics."""
-
-    __slots__ = ("errors", "requests", "resent", "restarts", "starts")
-
-    def __init__(self) -> None:
-        self.starts = 0
-        self.restarts = 0
-        self.requests = 0
-        self.resent = 0
-        self.errors = 0
 
 
 class WorkerClient:
@@ -270,7 +104,7 @@ class WorkerClient:
         return "starting" if self._process is not None else "not running"
 
     def stop(self) -> None:
-        """Have ``run``, when it is cancelled, end the process in good order instead of killing it."""
+        """Have ``run``, when it is cancelled, end the process in good order and not by force."""
         self._stopping = True
 
     def oldest_age(self) -> float:
@@ -462,7 +296,7 @@ class WorkerClient:
                 return _LOST
 
     def _drain(self, sock: socket.socket, most: int) -> int:
-        """Take up to *most* answers that are there; return how many, or -1 where the end is gone."""
+        """Take up to *most* answers that are there; return how many, or -1 at its end."""
         taken = 0
         while taken < most:
             try:
@@ -561,7 +395,7 @@ class WorkerClient:
         freed: list[Callable[[], None]] = []
         again: list[Request] = []
         for request in lost:
-            free_later = request.move() if hanging is not None else _nothing
+            free_later = request.move() if hanging is not None else nothing
             if free_later is None:
                 self._give_up(request)
                 continue
@@ -602,7 +436,3 @@ class WorkerClient:
         self._waiting.clear()
         for request in requests:
             request.finish(error, b"", -1)
-
-
-def _nothing() -> None:
-    """Nothing has to be freed for a request without a target."""

@@ -21,7 +21,7 @@ extern "Python" void vddkfs_on_lseek(
 
 
 def _pkg_config(*arguments: str) -> list[str]:
-    """Return pkg-config's answer for fuse3, or nothing where it has none: the compiler then says."""
+    """Return pkg-config's answer for fuse3; nothing where it has none: the compiler will say."""
     command = [os.environ.get("PKG_CONFIG", "pkg-config"), *arguments, "fuse3"]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True)

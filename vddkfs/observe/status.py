@@ -1,4 +1,4 @@
-"""What status.json and ``vddkfs status`` tell: the mount, its cache, and what each worker does now."""
+"""What status.json and ``vddkfs status`` tell of the mount, its cache and each of its workers."""
 
 import os
 import time

@@ -79,7 +79,9 @@ def open_file(path: str) -> OpenFile:
         os.set_blocking(fd, True)
         named = os.stat(path)
         if (named.st_dev, named.st_ino) != (found.st_dev, found.st_ino):
-            raise StaleImage(f"{path}: replaced while it was being opened", advice="try again")
+            raise StaleImage(
+                f"{printable(path)}: replaced while it was being opened", advice="try again"
+            )
     except OSError as error:
         os.close(fd)
         raise failure(path, error) from error
@@ -104,10 +106,10 @@ def resolve(name: str, named_by: str, *, follow_any: bool) -> str:
     is followed only with *follow_any*; BrokenChain otherwise.
     """
     if "\0" in name:
-        raise DamagedSource(f"{named_by}: names a file with a NUL in its name")
+        raise DamagedSource(f"{printable(named_by)}: names a file with a NUL in its name")
     if leads_outside(name) and not follow_any:
         raise BrokenChain(
-            f"{named_by}: names {printable(name)}, which is outside its folder",
+            f"{printable(named_by)}: names {printable(name)}, which is outside its folder",
             advice="if you trust that, mount with `-o follow_parents=any`",
         )
     path = os.path.join(os.path.dirname(named_by), name)
@@ -148,4 +150,4 @@ def failure(path: str, error: OSError) -> VddkfsError:
 def _require_regular(path: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
-        raise NotAVmdk(f"{path}: is {what}, not a VMDK", advice="name a regular file")
+        raise NotAVmdk(f"{printable(path)}: is {what}, not a VMDK", advice="name a regular file")

@@ -29,6 +29,7 @@ from vddkfs.engines.vmdk.extents import (
 from vddkfs.engines.vmdk.files import OpenFile
 from vddkfs.engines.vmdk.sparse import ENTRIES_PER_TABLE, ZERO_ENTRY, SparseHeader
 from vddkfs.engines.vmdk.tables import EMPTY_TABLE, TableCache, to_entries
+from vddkfs.engines.vmdk.text import printable
 
 _INDEX_MASK = ENTRIES_PER_TABLE - 1
 _TABLE_BYTES = ENTRIES_PER_TABLE * 4
@@ -245,7 +246,7 @@ class SparseExtent:
     def _damage(self, sector: int, what: str) -> EngineError:
         size = os.fstat(self.fd).st_size
         return EngineError(
-            f"{self.path}: sector {sector} of the image is lost: {what} "
+            f"{printable(self.path)}: sector {sector} of the image is lost: {what} "
             f"(the file has {size} bytes, and data from sector {self._lowest} on)",
             link=self._link,
             sector=sector,

@@ -192,13 +192,14 @@ def _bare_extent(path: str) -> NotAVmdk:
 def _check_supported(descriptor: Descriptor, path: str) -> None:
     if descriptor.encrypted:
         raise UnsupportedFormat(
-            f"{path}: the disk is encrypted", advice="read it through VDDK, or decrypt the VM first"
+            f"{printable(path)}: the disk is encrypted",
+            advice="read it through VDDK, or decrypt the VM first",
         )
     kind = descriptor.create_type.lower()
     if kind not in _READABLE_TYPES:
         what = _UNREAD_TYPES.get(kind, "an unknown format")
         raise UnsupportedFormat(
-            f"{path}: createType {printable(descriptor.create_type)[:60]} ({what}) "
+            f"{printable(path)}: createType {printable(descriptor.create_type)[:60]} ({what}) "
             "is not read by the built-in engine",
             advice=CONVERT_ADVICE,
         )
@@ -220,7 +221,10 @@ def _open_extent(
     if header is not None:
         # An embedded descriptor describes the file it is in, whatever that is called by now.
         if line.kind != "SPARSE" or line.sectors > header.capacity:
-            raise DamagedSource(f"{path}: its embedded descriptor does not describe this file")
+            raise DamagedSource(
+                f"{printable(path)}: its embedded descriptor does not describe this file",
+                advice="copy the file again from its source",
+            )
         name = path
     else:
         name = resolve(line.name, path, follow_any=follow_any)
