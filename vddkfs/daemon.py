@@ -96,6 +96,7 @@ class Daemon:
                 cache=cache,
                 patience=patience,
                 read_ahead=options.readahead,
+                follow_any=options.follow_parents == "any",
             )
             for chain in self._source.chains
         )
@@ -137,7 +138,12 @@ class Daemon:
             log.info("%s is unmounted", self._mountpoint)
 
     async def _serve_requests(self, operations: Operations, nursery: trio.Nursery) -> None:
-        await session.serve(operations.lseek, nursery)
+        clients = [disk.client for disk in self._disks]
+
+        def busy() -> bool:
+            return any(client.in_flight for client in clients)
+
+        await session.serve(operations.lseek, busy, nursery)
         nursery.cancel_scope.cancel()
 
     async def _status(self) -> bytes:

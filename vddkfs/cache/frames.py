@@ -51,7 +51,7 @@ class DiskCache:
         self._kept: LRUCache[Frame, None] = LRUCache(maxsize=_UNBOUNDED)
         self._spent: deque[Frame] = deque()
         self._small: Frame | None = None
-        self._direct: list[Slot] = []
+        self._direct: dict[Frame, list[Slot]] = {}
         self._growing = False
         self._want = trio.lowlevel.ParkingLot()
 
@@ -72,6 +72,11 @@ class DiskCache:
         """Note that a sequential reader is through with *frame*: it may be the next to go."""
         self._spent.append(frame)
 
+    @property
+    def wanted(self) -> bool:
+        """Say whether somebody waits for a frame: read-ahead then stands back."""
+        return bool(self._want)
+
     def release(self, slot: Slot) -> None:
         """Undo one pin of *slot*; a frame that holds nothing then is free."""
         frame = slot.frame
@@ -79,37 +84,44 @@ class DiskCache:
         if frame.pins == 0:
             if frame not in self._kept and frame is not self._small:
                 self.free.add(frame)
-            if self._want:
-                self._want.unpark()
+            self._want.unpark()
 
     def frame_nowait(self) -> Frame | None:
         """Return a frame to fill, evicting if the disk may have no more; None: not just now."""
-        while len(self._spent) > SPENT_KEPT:
-            frame = self._spent.popleft()
-            if frame in self._kept and not frame.pins:
-                self._evict(frame)
-                break
-        frame_or_none = self.free.pop()
-        if frame_or_none is not None:
+        self._recycle_spent()
+        frame = self.free.pop()
+        if frame is not None:
             if len(self.free) < 4:
                 self._grow_soon()
-            return frame_or_none
+            return frame
         if self.arena.may_grow(self.key):
             self._grow_soon()
             return None
         if self.poor is not None and len(self.arena.chunks[self.key]) < self.arena.fair_share:
             self.poor()
+        return self._idle_direct_frame() or self._evict_oldest()
+
+    def _recycle_spent(self) -> None:
+        while len(self._spent) > SPENT_KEPT:
+            frame = self._spent.popleft()
+            if frame in self._kept and not frame.pins:
+                self._evict(frame)
+                break
+
+    def _evict_oldest(self) -> Frame | None:
         for _ in range(len(self._kept)):
             frame, _none = self._kept.popitem()
+            self._kept[frame] = None
             if not frame.pins and frame is not self._small:
-                self._kept[frame] = None
                 self._evict(frame)
                 return self.free.pop()
-            self._kept[frame] = None
         return None
 
     async def frame(self) -> Frame:
-        """Return a frame to fill, waiting for memory or for another request if need be."""
+        """Return a frame to fill, waiting for memory or for another request if need be.
+
+        Whoever waits here must hold no pin: the frames that the waiters need would never come free.
+        """
         while True:
             frame = self.frame_nowait()
             if frame is not None:
@@ -119,19 +131,10 @@ class DiskCache:
             else:
                 await self._want.park()
 
-    async def slot(self, size: int, keep: bool) -> Slot:
-        """Return a pinned slot of at least *size* bytes (at most a frame).
-
-        *keep* says that the cache will keep what comes into it; otherwise it is for one answer, and
-        goes back by ``give_back``.
-        """
+    async def slot(self, size: int) -> Slot:
+        """Return a pinned slot of at least *size* bytes (at most a frame) to keep something in."""
         if size > SMALL:
             return (await self.frame()).take_large()
-        if not keep:
-            if not self._direct:
-                frame = await self.frame()
-                self._direct.extend(frame.take_small() for _ in range(SMALLS_IN_FRAME))
-            return self._direct.pop()
         while self._small is None or self._small.small_used == SMALLS_IN_FRAME:
             frame = await self.frame()
             if self._small is None or self._small.small_used == SMALLS_IN_FRAME:
@@ -140,18 +143,47 @@ class DiskCache:
                 self.free.add(frame)
         return self._small.take_small()
 
+    async def direct_slot(self, size: int) -> Slot:
+        """Return a pinned slot of at least *size* bytes for one answer; see ``give_back``."""
+        if size > SMALL:
+            return (await self.frame()).take_large()
+        for slots in self._direct.values():
+            if slots:
+                slot = slots.pop()
+                slot.pin()
+                return slot
+        frame = await self.frame()
+        slots = [frame.take_small() for _ in range(SMALLS_IN_FRAME)]
+        frame.pins = 1
+        self._direct[frame] = slots
+        return slots.pop()
+
     def give_back(self, slot: Slot) -> None:
         """Take back a slot that was used for one answer."""
-        if slot.size == SMALL:
-            self._direct.append(slot)
-        else:
+        slots = self._direct.get(slot.frame)
+        if slots is None:
             self.release(slot)
+            return
+        slots.append(slot)
+        slot.unpin()
+        if not slot.frame.pins:
+            self._want.unpark()
+
+    def _idle_direct_frame(self) -> Frame | None:
+        """Return a frame whose slots for direct answers are all back."""
+        for frame in self._direct:
+            if not frame.pins:
+                del self._direct[frame]
+                self.free.add(frame)
+                return self.free.pop()
+        return None
 
     def drop(self, frames: Iterable[Frame]) -> None:
         """Free *frames*, whose content nobody wants any more, as far as nobody is using them."""
         for frame in frames:
             if not frame.pins and frame in self._kept and frame is not self._small:
                 self._evict(frame)
+                self._want.unpark()
 
     def _evict(self, frame: Frame) -> None:
         self._kept.pop(frame, None)
@@ -187,6 +219,7 @@ class DiskCache:
             if chunk.pinned() or any(frame is self._small for frame in chunk.frames):
                 continue
             for frame in chunk.frames:
+                self._direct.pop(frame, None)
                 if frame in self._kept:
                     self._evict(frame)
             self.free.remove_chunk(chunk)

@@ -30,13 +30,14 @@ FETCHES_AHEAD: Final = 24
 class Run:
     """What one request fetched, or is fetching: [*start*, *end*) of an image, in bytes."""
 
-    __slots__ = ("end", "epoch", "error", "image", "ready", "slot", "start", "waiters")
+    __slots__ = ("end", "epoch", "error", "image", "pins", "ready", "slot", "start", "waiters")
 
     def __init__(self, image: "ImageCache", start: int, end: int, slot: Slot) -> None:
         self.image = image
         self.start = start
         self.end = end
         self.slot = slot
+        self.pins = 0
         self.epoch = image.epoch
         self.ready = False
         self.error: VddkfsError | None = None
@@ -80,6 +81,10 @@ class Run:
         old.tenant = None
         self.slot = frame.take_large()
         self.slot.tenant = self
+        for _ in range(self.pins):
+            # Those who wait for this run hold a pin each, and will undo it on the new slot.
+            self.slot.pin()
+            old.unpin()
         return self.slot, lambda: disk.release(old)
 
 
@@ -118,30 +123,40 @@ class ImageCache:
 
         Raises VddkfsError if a fetch fails. Cancellation leaves the fetches running.
         """
-        pinned: list[tuple[Run, int, int]] = []
+        large = large or end - start > SMALL
+        run = await self._run_at(start, large)
+        if end <= run.end:
+            return await self._part(run, start, end)
+        # Have the rest fetched meanwhile, as far as there is memory; nothing is held for it, so
+        # that readers who need several frames each cannot wait for one another.
+        self.prefetch(run.end, end, _no_hole)
+        parts = [bytes(await self._part(run, start, run.end))]
+        while run.end < end:
+            position = run.end
+            run = await self._run_at(position, large)
+            parts.append(bytes(await self._part(run, position, min(end, run.end))))
+        return b"".join(parts)
+
+    async def _run_at(self, position: int, large: bool) -> Run:
+        run = self._index.get(position // SMALL)
+        if run is None:
+            self.misses += 1
+            return await self._fetch(position, large)
+        self.hits += run.ready
+        self.coalesced += not run.ready
+        return run
+
+    async def _part(self, run: Run, start: int, end: int) -> memoryview:
+        run.pins += 1
+        run.slot.pin()
         try:
-            position = start
-            while position < end:
-                run = self._index.get(position // SMALL)
-                if run is None:
-                    run = await self._fetch(position, large or end - position > SMALL)
-                    self.misses += 1
-                elif not run.ready:
-                    self.coalesced += 1
-                run.slot.pin()
-                pinned.append((run, position, min(end, run.end)))
-                position = run.end
-            if not pinned[-1][0].ready:
+            if not run.ready:
                 self.disk.source.poll()
-            for run, _, _ in pinned:
                 await run.wait()
-            pieces = [
-                run.slot.bytes(first - run.start, last - run.start) for run, first, last in pinned
-            ]
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return run.slot.bytes(start - run.start, end - run.start)
         finally:
-            for run, _, _ in pinned:
-                self.disk.release(run.slot)
+            run.pins -= 1
+            self.disk.release(run.slot)
 
     async def read_direct(self, start: int, end: int) -> memoryview | bytes:
         """Return [*start*, *end*) as it is now, past the cache, in requests of that exact size.
@@ -157,8 +172,8 @@ class ImageCache:
         parts = []
         for piece in range(first, last, FRAME):
             slot = await self._fetch_direct(piece, min(piece + FRAME, last))
-            parts.append(bytes(slot.bytes(0, min(FRAME, last - piece))))
             self.disk.give_back(slot)
+            parts.append(bytes(slot.bytes(0, min(FRAME, last - piece))))
         return memoryview(b"".join(parts))[start - first : end - first]
 
     def prefetch(self, start: int, end: int, is_hole: Callable[[int, int], bool]) -> int:
@@ -167,8 +182,8 @@ class ImageCache:
         Returns the offset where it stopped: *end*, or less where memory or the disk is busy.
         """
         disk = self.disk
-        for position in range(start, end, FRAME):
-            if disk.fetches_ahead >= FETCHES_AHEAD:
+        for position in range(start - start % FRAME, end, FRAME):
+            if disk.wanted or disk.fetches_ahead >= FETCHES_AHEAD:
                 return position
             last = min(position + FRAME, self.capacity)
             if position // SMALL in self._index or is_hole(position, last):
@@ -197,7 +212,7 @@ class ImageCache:
 
     async def _fetch(self, position: int, large: bool) -> Run:
         size = FRAME if large else SMALL
-        slot = await self.disk.slot(size, keep=True)
+        slot = await self.disk.slot(size)
         found = self._index.get(position // SMALL)
         if found is not None:
             # Somebody else began it while this task waited for memory.
@@ -232,7 +247,7 @@ class ImageCache:
 
     async def _fetch_direct(self, start: int, end: int) -> Slot:
         """Return the slot into which [*start*, *end*) was read; the caller gives it back."""
-        slot = await self.disk.slot(end - start, keep=False)
+        slot = await self.disk.direct_slot(end - start)
         answer = _Answer(slot, self.disk)
         self.disk.source.submit_read(
             ReadRequest(
@@ -247,6 +262,10 @@ class ImageCache:
         )
         self.disk.source.poll()
         return await answer.wait()
+
+
+def _no_hole(_start: int, _end: int) -> bool:
+    return False
 
 
 class _Answer:

@@ -7,6 +7,7 @@ at any time, so that each open of its image begins with nothing older than that 
 
 import errno
 import logging
+import os
 from collections.abc import Sequence
 
 import trio
@@ -35,11 +36,14 @@ class Disk:
         cache: SectorCache,
         patience: Patience,
         read_ahead: int,
+        follow_any: bool = False,
     ) -> None:
         self.name = name
         self.links = tuple(links)
         self._identities = tuple(link.identity for link in links)
-        config = EngineConfig(links=tuple(link.path for link in links))
+        config = EngineConfig(
+            links=tuple(os.fsencode(link.path) for link in links), follow_any=follow_any
+        )
         self.client = WorkerClient(name, config, patience, self._opened)
         self.cache: DiskCache = cache.disk(name, self.client)
         self._revalidated = Coalesced(nursery, self._revalidate)

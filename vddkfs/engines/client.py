@@ -27,7 +27,7 @@ import trio
 
 from vddkfs.engines import protocol
 from vddkfs.engines.base import LinkIdentity, MapSlice
-from vddkfs.engines.process import WorkerProcess
+from vddkfs.engines.process import Process, WorkerProcess
 from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
 from vddkfs.engines.requests import Call, Counters, Patience, ReadRequest, Request, nothing
 from vddkfs.errors import VddkfsError, WorkerFailed
@@ -60,6 +60,7 @@ class WorkerClient:
         config: EngineConfig,
         patience: Patience,
         opened: Callable[[tuple[LinkIdentity, ...]], None],
+        start: Callable[[str], Process] = WorkerProcess,
     ) -> None:
         self.name = name
         self.config = config
@@ -67,18 +68,18 @@ class WorkerClient:
         self.last_errors: collections.deque[str] = collections.deque(maxlen=8)
         self._patience = patience
         self._opened = opened
+        self._start = start
         self._ids = itertools.count(1)
         self._waiting: collections.deque[Request] = collections.deque()
         self._in_flight: dict[int, Request] = {}
         self._chunks: dict[int, tuple[int, int]] = {}
-        self._process: WorkerProcess | None = None
+        self._process: Process | None = None
         self._sock: socket.socket | None = None
         self._wanted = trio.Event()
         self._backoff = 0.0
         self._last_activity = trio.current_time()
         self._quick = False
         self._stopping = False
-        self._reaping: list[WorkerProcess] = []
         self._reaper: trio.Nursery | None = None
 
     @property
@@ -212,7 +213,7 @@ class WorkerClient:
     async def _one_process(self) -> None:
         """Start a process, serve with it, and clean up after it."""
         try:
-            self._process = process = WorkerProcess(self.name)
+            self._process = process = self._start(self.name)
         except OSError as error:
             self._lost(f"cannot be started: {error}")
             self._take_over(None)
@@ -236,7 +237,7 @@ class WorkerClient:
             self._lost(reason)
         self._take_over(None if reaped else process)
 
-    async def _serve(self, process: WorkerProcess) -> str:
+    async def _serve(self, process: Process) -> str:
         """Return why the process is of no more use."""
         reason = _LOST
         async with trio.open_nursery() as nursery:
@@ -260,7 +261,7 @@ class WorkerClient:
             nursery.start_soon(until, self._watch)
         return reason
 
-    async def _open(self, process: WorkerProcess) -> bool:
+    async def _open(self, process: Process) -> bool:
         """Open the chain in a new process and lend it the chunks; raises the engine's error.
 
         Returns False where the process ended first.
@@ -384,7 +385,7 @@ class WorkerClient:
     def _note(self, text: str) -> None:
         self.last_errors.append(f"{time.strftime('%H:%M:%S')} {text}")
 
-    def _take_over(self, hanging: WorkerProcess | None) -> None:
+    def _take_over(self, hanging: Process | None) -> None:
         """Queue the requests of a lost process again, the oldest first.
 
         *hanging* is that process where it could not be reaped, and may still write to its slots.
@@ -424,7 +425,7 @@ class WorkerClient:
         request.finish(error, b"", -1)
 
     async def _reap_later(
-        self, process: WorkerProcess, freed: Iterable[Callable[[], None]]
+        self, process: Process, freed: Iterable[Callable[[], None]]
     ) -> None:
         await process.reap(math.inf)
         for free in freed:

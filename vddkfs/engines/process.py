@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -22,6 +22,25 @@ REAP_SECONDS: Final = 2.0
 _LONGEST_LINE: Final = 4096
 _LAST_WORDS: Final = 16
 """How many times 64 KiB of a dead worker's output are logged."""
+
+
+class Process(Protocol):
+    """What the supervisor needs of a worker process."""
+
+    sock: socket.socket
+    pid: int
+
+    def alive(self) -> bool:
+        """Say whether the process has not been seen to end."""
+
+    async def forward_output(self) -> None:
+        """Log what the process prints, until it ends."""
+
+    async def end(self, kill: bool) -> bool:
+        """End the process and say whether it is known to be gone."""
+
+    async def reap(self, seconds: float) -> bool:
+        """Wait for the process's end, and say whether it came."""
 
 
 class WorkerProcess:

@@ -53,9 +53,14 @@ MAX_BODY: Final = 64 * 1024 * 1024
 
 
 class EngineConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
-    """What a worker opens: the built-in engine on *links* (absolute paths, base first)."""
+    """What a worker opens: the built-in engine on *links* (absolute paths, base first).
 
-    links: tuple[str, ...]
+    Paths are bytes, because a file's name need not be UTF-8. *follow_any* lets a link name files
+    outside its folder.
+    """
+
+    links: tuple[bytes, ...]
+    follow_any: bool = False
     table_cache_bytes: int = 8 * 1024 * 1024
 
 
@@ -89,14 +94,19 @@ def encode_error(error: VddkfsError) -> bytes:
     return msgspec.msgpack.encode(
         ErrorBody(
             kind=type(error).__name__,
-            message=error.message,
+            message=_plain(error.message),
             errno=error.errno,
-            cause=error.cause,
-            advice=error.advice,
-            link=link,
+            cause=_plain(error.cause),
+            advice=_plain(error.advice),
+            link=_plain(link),
             sector=sector,
         )
     )
+
+
+def _plain(text: str) -> str:
+    """Return *text* without what UTF-8 cannot say: bytes of file names in other encodings."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def decode_error(body: bytes, status: int) -> VddkfsError:

@@ -52,7 +52,11 @@ def make_engine(config: EngineConfig) -> Engine:
     # Imported here, so that a worker loads the one engine that it runs.
     from vddkfs.engines.vmdk.engine import VmdkEngine
 
-    return VmdkEngine(config.links, table_cache_bytes=config.table_cache_bytes)
+    return VmdkEngine(
+        [os.fsdecode(path) for path in config.links],
+        follow_any=config.follow_any,
+        table_cache_bytes=config.table_cache_bytes,
+    )
 
 
 class ReadPool:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import trio
 
 from vddkfs.errors import FuseUnavailable
+from vddkfs.fuse.quick_wait import QuickWait
 from vddkfs.mounts import mounted_at
 
 log = logging.getLogger(__name__)
@@ -93,10 +94,14 @@ def _option_text(text: str) -> str:
     return plain.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def serve(seek: Seek, nursery: trio.Nursery) -> None:
-    """Handle the kernel's requests until the mount is gone. *nursery* runs the seeks."""
+async def serve(seek: Seek, busy: Callable[[], bool], nursery: trio.Nursery) -> None:
+    """Handle the kernel's requests until the mount is gone.
+
+    *busy* says whether workers owe answers; *nursery* runs the seeks.
+    """
     if _hooks is not None:
         _serve_seeks(seek, nursery)
+    vars(pyfuse3)["trio"] = QuickWait(busy).stand_in()
     await pyfuse3.main(min_tasks=16, max_tasks=MAX_TASKS)
 
 

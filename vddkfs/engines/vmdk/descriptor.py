@@ -26,6 +26,9 @@ MAX_VERSION = 4
 NO_PARENT = "ffffffff"
 """The parentCID of a base."""
 
+COPY_ADVICE = "copy the file again from its source, or restore it"
+"""What to do about a damaged file."""
+
 _EXTENT = re.compile(r"[ \t]*(RW|RDONLY|NOACCESS)[ \t]+(\S+)[ \t]+([A-Za-z0-9]+)(.*)", re.I)
 _NAME_THEN_OFFSET = re.compile(r"[ \t]+\"(.*)\"(?:[ \t]+(\d{1,18}))?[ \t]*")
 _NAME_THEN_MORE = re.compile(r"[ \t]+\"([^\"]*)\"(?:[ \t]+(\d{1,18}))?(?:[ \t].*)?")
@@ -93,14 +96,14 @@ def parse_descriptor(raw: bytes, path: str) -> Descriptor:
     An encrypted descriptor is returned as far as it can be read: see ``Descriptor.encrypted``.
     """
     if len(raw) > MAX_DESCRIPTOR_BYTES:
-        raise DamagedSource(f"{path}: its descriptor is longer than {MAX_DESCRIPTOR_BYTES} bytes")
+        raise _damaged(path, f"it is longer than {MAX_DESCRIPTOR_BYTES} bytes")
     extents: list[ExtentLine] = []
     settings: dict[str, str] = {}
     ddb: dict[str, str] = {}
     for line in re.split(r"\r\n|\r|\n", decode(raw.split(b"\0", 1)[0])):
         if _EXTENT.match(line):
             if len(extents) == MAX_EXTENTS:
-                raise DamagedSource(f"{path}: its descriptor lists more than {MAX_EXTENTS} extents")
+                raise _damaged(path, f"it lists more than {MAX_EXTENTS} extents")
             extents.append(_extent(line, path))
         elif (found := pair(line)) is not None:
             key, value = found
@@ -149,9 +152,10 @@ def _check_capacity(descriptor: Descriptor, path: str) -> None:
     if not descriptor.extents:
         raise _damaged(path, "it lists no extent")
     if descriptor.capacity > MAX_CAPACITY:
-        raise DamagedSource(
-            f"{path}: its extents add up to {descriptor.capacity} sectors, "
-            f"more than the {MAX_CAPACITY} of 62 TiB"
+        raise _damaged(
+            path,
+            f"its extents add up to {descriptor.capacity} sectors, "
+            f"more than the {MAX_CAPACITY} of 62 TiB",
         )
 
 
@@ -185,6 +189,4 @@ def _required(settings: dict[str, str], key: str, path: str) -> str:
 
 
 def _damaged(path: str, what: str) -> DamagedSource:
-    return DamagedSource(
-        f"{path}: its descriptor is damaged: {what}", advice="restore it from a good copy"
-    )
+    return DamagedSource(f"{path}: its descriptor is damaged: {what}", advice=COPY_ADVICE)

@@ -89,7 +89,7 @@ def open_file(path: str) -> OpenFile:
         os.close(fd)
         raise
     stamp = FileStamp(
-        path=path,
+        path=printable(path),
         device=found.st_dev,
         inode=found.st_ino,
         size=found.st_size,
@@ -106,7 +106,9 @@ def resolve(name: str, named_by: str, *, follow_any: bool) -> str:
     is followed only with *follow_any*; BrokenChain otherwise.
     """
     if "\0" in name:
-        raise DamagedSource(f"{printable(named_by)}: names a file with a NUL in its name")
+        raise DamagedSource(
+            f"{printable(named_by)}: names a file with a NUL in its name", advice="correct it there"
+        )
     if leads_outside(name) and not follow_any:
         raise BrokenChain(
             f"{printable(named_by)}: names {printable(name)}, which is outside its folder",

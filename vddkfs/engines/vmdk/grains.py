@@ -233,8 +233,10 @@ class SparseExtent:
             )
         except EngineError as error:
             sector = self.start + number * self._table_sectors
+            reason = error.__cause__
+            why = f": {reason.strerror}" if isinstance(reason, OSError) else ""
             raise self._damage(
-                sector, f"its grain table cannot be read from byte {offset}"
+                sector, f"its grain table cannot be read from byte {offset}{why}"
             ) from error
         return to_entries(raw)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from vddkfs.engines.base import ExtentInfo, LinkIdentity, LinkInfo
 from vddkfs.engines.vmdk.descriptor import (
+    COPY_ADVICE,
     MAX_DESCRIPTOR_BYTES,
     Descriptor,
     ExtentLine,
@@ -156,17 +157,22 @@ def read_descriptor(file: OpenFile) -> tuple[Descriptor, SparseHeader | None]:
         if not looks_like_descriptor(raw):
             raise DamagedSource(
                 f"{path}: its embedded descriptor is not one",
-                advice="copy the file again from its source",
+                advice=COPY_ADVICE,
             )
         return parse_descriptor(raw, path), header
     if looks_like_descriptor(head):
         if file.size > MAX_DESCRIPTOR_BYTES:
-            raise NotAVmdk(f"{path}: begins like a descriptor but has {file.size} bytes")
+            raise NotAVmdk(
+                f"{path}: begins like a descriptor but has {file.size} bytes",
+                advice="name another file",
+            )
         return parse_descriptor(file.head(file.size), path), None
     if _EXTENT_NAME.search(os.path.basename(path)):
         raise _bare_extent(path)
     if head and len(head) < HEADER_BYTES and MAGIC.startswith(head[:4]):
-        raise DamagedSource(f"{path}: truncated header: {len(head)} bytes are there")
+        raise DamagedSource(
+            f"{path}: truncated header: {len(head)} bytes are there", advice=COPY_ADVICE
+        )
     for magic, name in ((COWD_MAGIC, "vmfsSparse (COWD)"), (SESPARSE_MAGIC, "seSparse")):
         if head.startswith(magic):
             raise NotAVmdk(
@@ -223,7 +229,7 @@ def _open_extent(
         if line.kind != "SPARSE" or line.sectors > header.capacity:
             raise DamagedSource(
                 f"{printable(path)}: its embedded descriptor does not describe this file",
-                advice="copy the file again from its source",
+                advice=COPY_ADVICE,
             )
         name = path
     else:
@@ -247,7 +253,7 @@ def _open_extent(
         raise DamagedSource(
             f"{printable(name)}: truncated extent: {file.size} bytes are there, "
             f"{needed} are needed by {printable(os.path.basename(path))}",
-            advice="copy the file again from its source",
+            advice=COPY_ADVICE,
         )
     return FlatExtent(file, start, line.sectors, line.offset), info
 
@@ -290,13 +296,14 @@ def _sparse_header(file: OpenFile, line: ExtentLine) -> SparseHeader:
     if not head.startswith(MAGIC) and not (len(head) < 4 and MAGIC.startswith(head)):
         raise DamagedSource(
             f"{path}: listed as a sparse extent, but it has no sparse header",
-            advice="copy the file again from its source",
+            advice=COPY_ADVICE,
         )
     header = parse_header(head, path, file.size)
     # Splitting tools round the header's capacity up to whole grains; the descriptor is exact.
     if header.capacity < line.sectors:
         raise DamagedSource(
-            f"{path}: has {header.capacity} sectors, but its descriptor says {line.sectors}"
+            f"{path}: has {header.capacity} sectors, but its descriptor says {line.sectors}",
+            advice=COPY_ADVICE,
         )
     return header
 
@@ -314,7 +321,7 @@ def _describe(
         parent_hint="" if descriptor.is_base else descriptor.parent_hint,
         extents=extents,
         mtime_ns=max(stamp.mtime_ns for stamp in stamps),
-        identity=LinkIdentity(path, descriptor.cid, descriptor.capacity, stamps),
+        identity=LinkIdentity(printable(path), descriptor.cid, descriptor.capacity, stamps),
         adapter=descriptor.ddb.get("adaptertype", ""),
         hardware_version=descriptor.ddb.get("virtualhwversion", ""),
         uuid=descriptor.ddb.get("uuid", ""),

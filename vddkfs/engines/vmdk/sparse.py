@@ -12,7 +12,7 @@ import struct
 
 import msgspec
 
-from vddkfs.engines.vmdk.descriptor import MAX_CAPACITY, MAX_DESCRIPTOR_BYTES
+from vddkfs.engines.vmdk.descriptor import COPY_ADVICE, MAX_CAPACITY, MAX_DESCRIPTOR_BYTES
 from vddkfs.errors import DamagedSource, UnsupportedFormat
 
 MAGIC = b"KDMV"
@@ -75,7 +75,7 @@ def parse_header(raw: bytes, path: str, file_bytes: int) -> SparseHeader:
     if len(raw) < HEADER_BYTES:
         raise DamagedSource(
             f"{path}: truncated header: {len(raw)} of {HEADER_BYTES} bytes are there",
-            advice="copy the file again from its source",
+            advice=COPY_ADVICE,
         )
     (
         _magic,
@@ -128,16 +128,19 @@ def _check_geometry(path: str, capacity: int, grain: int, entries: int) -> None:
     if not 0 < capacity <= MAX_CAPACITY:
         raise DamagedSource(
             f"{path}: a capacity of {capacity} sectors is not between 1 and the "
-            f"{MAX_CAPACITY} of 62 TiB"
+            f"{MAX_CAPACITY} of 62 TiB",
+            advice=COPY_ADVICE,
         )
     if not MIN_GRAIN <= grain <= MAX_GRAIN or grain & (grain - 1):
         raise DamagedSource(
             f"{path}: a grain size of {grain} sectors is not a power of two "
-            f"from {MIN_GRAIN} to {MAX_GRAIN}"
+            f"from {MIN_GRAIN} to {MAX_GRAIN}",
+            advice=COPY_ADVICE,
         )
     if entries != ENTRIES_PER_TABLE:
         raise DamagedSource(
-            f"{path}: grain tables of {entries} entries, where the format has {ENTRIES_PER_TABLE}"
+            f"{path}: grain tables of {entries} entries, where the format has {ENTRIES_PER_TABLE}",
+            advice=COPY_ADVICE,
         )
 
 
@@ -147,7 +150,8 @@ def _check_descriptor(path: str, offset: int, sectors: int, file_bytes: int) -> 
     if sectors * 512 > MAX_DESCRIPTOR_BYTES or (offset + sectors) * 512 > file_bytes:
         raise DamagedSource(
             f"{path}: its embedded descriptor ({sectors} sectors at sector {offset}) "
-            f"does not fit the file of {file_bytes} bytes"
+            f"does not fit the file of {file_bytes} bytes",
+            advice=COPY_ADVICE,
         )
 
 
@@ -157,5 +161,5 @@ def _check_directory(path: str, header: SparseHeader, file_bytes: int) -> None:
         raise DamagedSource(
             f"{path}: its grain directory ({header.tables} entries at sector {header.directory}) "
             f"is not inside the file of {file_bytes} bytes",
-            advice="copy the file again from its source",
+            advice=COPY_ADVICE,
         )

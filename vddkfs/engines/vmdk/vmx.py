@@ -33,7 +33,10 @@ def parse_vmx(raw: bytes, path: str) -> tuple[VmxDisk, ...]:
     encrypted VM, DamagedSource for an absurd length, NotAVmdk for what is no .vmx at all.
     """
     if len(raw) > MAX_VMX_BYTES:
-        raise DamagedSource(f"{path}: longer than {MAX_VMX_BYTES} bytes, which no .vmx is")
+        raise DamagedSource(
+            f"{path}: longer than {MAX_VMX_BYTES} bytes, which no .vmx is",
+            advice="name another file",
+        )
     settings: dict[str, str] = {}
     for line in decode(raw).splitlines():
         found = pair(line)
