@@ -29,7 +29,7 @@ from vddkfs.engines import protocol
 from vddkfs.engines.base import LinkIdentity, MapSlice
 from vddkfs.engines.process import Process, WorkerProcess
 from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
-from vddkfs.engines.requests import Call, Counters, Patience, ReadRequest, Request, nothing
+from vddkfs.engines.requests import Call, Counters, Loan, Patience, ReadRequest, Request, nothing
 from vddkfs.errors import VddkfsError, WorkerFailed
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class WorkerClient:
         self._waiting: collections.deque[Request] = collections.deque()
         self._in_flight: dict[int, Request] = {}
         self._chunks: dict[int, tuple[int, int]] = {}
+        """What is lent: the memfd and its bytes, by number."""
         self._process: Process | None = None
         self._sock: socket.socket | None = None
         self._wanted = trio.Event()
@@ -123,7 +124,6 @@ class WorkerClient:
     def _submit(self, request: Request) -> None:
         now = trio.current_time()
         request.born = now
-        request.id = next(self._ids)
         if self._sock is None or len(self._in_flight) >= MAX_IN_FLIGHT or self._waiting:
             self._waiting.append(request)
             self._wanted.set()
@@ -149,7 +149,7 @@ class WorkerClient:
         """Let the worker, now and after every restart, use a chunk of *size* bytes."""
         self._chunks[number] = (fd, size)
         if self._sock is not None:
-            self._lend(self._sock, number)
+            self._submit(self._loan(number))
 
     async def take_back(self, number: int) -> bool:
         """End a loan. False: the worker did not answer in time, and the loan goes on."""
@@ -164,8 +164,12 @@ class WorkerClient:
             return True
         # It may still come to take the message: lend the chunk again behind it.
         if self._sock is not None:
-            self._lend(self._sock, number)
+            self._submit(self._loan(number))
         return False
+
+    def _loan(self, number: int) -> Loan:
+        fd, size = self._chunks[number]
+        return Loan(self._patience.op_timeout, number, fd, size)
 
     # What the disk asks.
 
@@ -240,39 +244,47 @@ class WorkerClient:
     async def _serve(self, process: Process) -> str:
         """Return why the process is of no more use."""
         reason = _LOST
+        opened = False
+        refusal: VddkfsError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.forward_output)
-            with trio.move_on_after(self._patience.open_timeout) as opening:
-                opened = await self._open(process)
-            if opening.cancelled_caught or not opened:
+            with trio.move_on_after(self._patience.open_timeout):
+                try:
+                    opened = await self._open(process)
+                except VddkfsError as error:
+                    refusal = error
+            if not opened:
                 nursery.cancel_scope.cancel()
-                return "did not open the chain" + (" in time" if opening.cancelled_caught else "")
-            self._sock = process.sock
-            self._pump()
+            else:
+                self._sock = process.sock
+                self._waiting.extendleft(self._loan(number) for number in self._chunks)
+                self._pump()
 
-            async def until(wait: Callable[[], Awaitable[str]]) -> None:
-                nonlocal reason
-                reason = await wait()
-                # At once, so that nothing more is sent to a process that is given up.
-                self._sock = None
-                nursery.cancel_scope.cancel()
+                async def until(wait: Callable[[], Awaitable[str]]) -> None:
+                    nonlocal reason
+                    reason = await wait()
+                    # At once, so that nothing more is sent to a process that is given up.
+                    self._sock = None
+                    nursery.cancel_scope.cancel()
 
-            nursery.start_soon(until, lambda: self._receive(process.sock))
-            nursery.start_soon(until, self._watch)
-        return reason
+                nursery.start_soon(until, lambda: self._receive(process.sock))
+                nursery.start_soon(until, self._watch)
+        if refusal is not None:
+            raise refusal
+        return reason if opened else "did not open the chain"
 
     async def _open(self, process: Process) -> bool:
-        """Open the chain in a new process and lend it the chunks; raises the engine's error.
+        """Open the chain in a new process; raises the engine's error.
 
         Returns False where the process ended first.
         """
         sock = process.sock
         header = protocol.request_header(Op.OPEN, 0)
-        protocol.send(sock, header, protocol.encode(self.config), flags=socket.MSG_DONTWAIT)
-        await trio.lowlevel.wait_readable(sock)
         try:
+            protocol.send(sock, header, protocol.encode(self.config))
+            await trio.lowlevel.wait_readable(sock)
             packet, fd = protocol.receive(sock)
-        except ConnectionResetError:
+        except OSError:
             return False
         if not packet:
             return False
@@ -281,14 +293,7 @@ class WorkerClient:
         if status:
             raise protocol.decode_error(body, status)
         self._opened(protocol.decode_identities(body))
-        for number in self._chunks:
-            self._lend(sock, number)
         return True
-
-    def _lend(self, sock: socket.socket, number: int) -> None:
-        fd, size = self._chunks[number]
-        header = protocol.request_header(Op.LEND, 0, chunk=number, count=size)
-        protocol.send(sock, header, fd=fd)
 
     async def _receive(self, sock: socket.socket) -> str:
         while True:
@@ -321,7 +326,9 @@ class WorkerClient:
             return
         now = trio.current_time()
         self._last_activity = now
-        self._backoff = 0.0
+        if not isinstance(request, Loan):
+            # The process is of use: the next loss is not the continuation of a series.
+            self._backoff = 0.0
         self._quick = now - (request.deadline - request.timeout) < 4 * POLL_SECONDS
         if not status:
             request.finish(None, packet, fd)
@@ -335,28 +342,29 @@ class WorkerClient:
         """Send what waits, as far as the process may have it."""
         now = trio.current_time()
         while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT and self._sock is not None:
-            self._send(self._waiting.popleft(), now)
+            if not self._send(self._waiting.popleft(), now):
+                break
 
-    def _send(self, request: Request, now: float) -> None:
+    def _send(self, request: Request, now: float) -> bool:
+        """Send *request*; if the socket is full, or its end gone, put it back and return False."""
         assert self._sock is not None
+        request.id = next(self._ids)
         header, body = request.packet()
         request.deadline = now + request.timeout
-        self._in_flight[request.id] = request
-        self._last_activity = now
-        self.counters.requests += 1
         try:
-            if body:
-                protocol.send(self._sock, header, body)
+            if body or request.fd >= 0:
+                protocol.send(self._sock, header, body, fd=request.fd)
             else:
                 self._sock.send(header)
         except OSError:
-            # The socket is full or its other end is gone: the watch and the receiver see to it.
-            if self._in_flight.pop(request.id, None) is not None:
-                self._waiting.appendleft(request)
-                self._sock = None if not self._alive() else self._sock
-
-    def _alive(self) -> bool:
-        return self._process is not None and self._process.alive()
+            # Answers make room, and ``_watch`` tries again; the end of the process is noticed by
+            # the receiver.
+            self._waiting.appendleft(request)
+            return False
+        self._in_flight[request.id] = request
+        self._last_activity = now
+        self.counters.requests += 1
+        return True
 
     async def _watch(self) -> str:
         """Return when a deadline is missed, or when the worker was idle for long."""
@@ -401,12 +409,14 @@ class WorkerClient:
                 self._give_up(request)
                 continue
             freed.append(free_later)
-            request.tries += 1
-            self.counters.resent += 1
+            self.counters.resent += not isinstance(request, Loan)
             again.append(request)
         waiting = [*again, *self._waiting]
         self._waiting.clear()
         for request in waiting:
+            if isinstance(request, Loan):
+                # The next process is lent every chunk anew.
+                continue
             if now - request.born > self._patience.retry_budget:
                 self._give_up(request)
             else:
@@ -424,9 +434,7 @@ class WorkerClient:
         log.error("%s", error)
         request.finish(error, b"", -1)
 
-    async def _reap_later(
-        self, process: Process, freed: Iterable[Callable[[], None]]
-    ) -> None:
+    async def _reap_later(self, process: Process, freed: Iterable[Callable[[], None]]) -> None:
         await process.reap(math.inf)
         for free in freed:
             free()

@@ -30,9 +30,6 @@ class Process(Protocol):
     sock: socket.socket
     pid: int
 
-    def alive(self) -> bool:
-        """Say whether the process has not been seen to end."""
-
     async def forward_output(self) -> None:
         """Log what the process prints, until it ends."""
 
@@ -75,10 +72,6 @@ class WorkerProcess:
             os.close(output)
         self.pid = self._popen.pid
         self._pidfd = os.pidfd_open(self.pid)
-
-    def alive(self) -> bool:
-        """Say whether the process has not been seen to end."""
-        return self._popen.poll() is None
 
     async def forward_output(self) -> None:
         """Log every line that the process prints, until it ends."""

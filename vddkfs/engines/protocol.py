@@ -205,6 +205,8 @@ def body_of(packet: bytes, header_size: int, fd: int) -> bytes:
     if fd < 0:
         raise EngineError("a message between the daemon and its worker lost its body")
     with open(fd, "rb") as file:
+        # The descriptor shares its position with the one that wrote.
+        file.seek(0)
         content = file.read(MAX_BODY + 1)
     if len(content) > MAX_BODY:
         raise EngineError(f"a message of more than {MAX_BODY} bytes was refused")

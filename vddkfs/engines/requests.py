@@ -26,14 +26,18 @@ Done = Callable[[VddkfsError | None], None]
 class Request:
     """One message to the worker that has an answer. *timeout* is in seconds from sending it."""
 
-    __slots__ = ("born", "deadline", "done", "id", "timeout", "tries")
+    __slots__ = ("born", "deadline", "id", "timeout")
 
     def __init__(self, timeout: float) -> None:
         self.id = 0
         self.timeout = timeout
-        self.born = math.nan
+        self.born = math.inf
         self.deadline = math.inf
-        self.tries = 0
+
+    @property
+    def fd(self) -> int:
+        """A file descriptor that goes along with the packet, or -1."""
+        return -1
 
     def packet(self) -> tuple[bytes, bytes]:
         """Return header and body."""
@@ -53,7 +57,7 @@ class ReadRequest(Request):
     result.
     """
 
-    __slots__ = ("count", "direct", "image", "moved", "sector", "target")
+    __slots__ = ("count", "direct", "done", "image", "moved", "sector", "target")
 
     def __init__(
         self,
@@ -99,6 +103,31 @@ class ReadRequest(Request):
             return None
         self.target, freed = moved
         return freed
+
+
+class Loan(Request):
+    """Lend the chunk *number*, a memfd of *size* bytes, to the worker. Each process is told."""
+
+    __slots__ = ("_fd", "number", "size")
+
+    def __init__(self, timeout: float, number: int, fd: int, size: int) -> None:
+        super().__init__(timeout)
+        self.number = number
+        self.size = size
+        self._fd = fd
+
+    @property
+    def fd(self) -> int:
+        """The memfd."""
+        return self._fd
+
+    def packet(self) -> tuple[bytes, bytes]:
+        """Return the header."""
+        header = protocol.request_header(Op.LEND, self.id, chunk=self.number, count=self.size)
+        return header, b""
+
+    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
+        """Nobody waits for it: reads that are sent later find the chunk there."""
 
 
 class Call(Request):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vddkfs.engines.vmdk import VmdkEngine, discover
+from vddkfs.errors import VddkfsError
 
 SECTOR = 512
 
@@ -235,6 +236,70 @@ def read() -> Callable[..., bytes]:
         return bytes(buffer)
 
     return reading
+
+
+@pytest.fixture
+def nowait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes | None]:
+    """Read sectors of the last image with read_nowait; None if it would wait.
+
+    Another process may have the page cache dropped, so the files are read in before each attempt.
+    A file system without RWF_NOWAIT is made to look like one that has it.
+    """
+    plain = os.preadv
+    probe = tmp_path / "probe"
+    probe.write_bytes(bytes(SECTOR))
+    with open(probe, "rb") as file:
+        try:
+            os.preadv(file.fileno(), [bytearray(SECTOR)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            pass
+        except OSError:
+            monkeypatch.setattr(os, "preadv", lambda fd, to, at, flags=0: plain(fd, to, at))
+    probe.unlink()
+
+    def reading(engine: VmdkEngine, sector: int, count: int, direct: bool = False) -> bytes | None:
+        image = len(engine.identities()) - 1
+        for _ in range(5):
+            for identity in engine.identities():
+                for stamp in identity.files:
+                    Path(stamp.path).read_bytes()
+            buffer = bytearray(b"\xa5") * (count * SECTOR)
+            if engine.read_nowait(image, sector, count, memoryview(buffer), direct):
+                return bytes(buffer)
+        return None
+
+    return reading
+
+
+@pytest.fixture(scope="session")
+def names() -> Callable[..., list[tuple[str, list[str]]]]:
+    """Return the chains of a source: (name, file names of the links)."""
+
+    def naming(source: str | Path, **keys: Any) -> list[tuple[str, list[str]]]:
+        return [
+            (chain.name, [os.path.basename(path) for path in chain.paths])
+            for chain in discover(str(source), **keys).chains
+        ]
+
+    return naming
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Check that a source is refused in one line that has all of some words; return it."""
+
+    def refusing(kind: type[VddkfsError], source: str | Path, *words: str, **keys: Any) -> str:
+        with pytest.raises(kind) as caught:
+            discover(str(source), **keys)
+        line = str(caught.value)
+        assert type(caught.value) is kind
+        assert line.isprintable()
+        assert caught.value.advice
+        for word in words:
+            assert word in line
+        return line
+
+    return refusing
 
 
 @pytest.fixture(scope="session")
