@@ -1,4 +1,4 @@
-"""The supervisor of a worker against a scripted process: every way of losing one loses no request."""
+"""The supervisor against scripted worker processes: however one is lost, no request is."""
 
 import errno
 import math

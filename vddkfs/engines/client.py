@@ -18,6 +18,7 @@ import errno
 import itertools
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -143,6 +144,7 @@ class WorkerClient:
         while self._in_flight and time.perf_counter() < until:
             if self._drain(sock, 1):
                 return
+            os.sched_yield()
         self._quick = False
 
     def lend(self, number: int, fd: int, size: int) -> None:

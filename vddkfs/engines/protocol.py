@@ -48,6 +48,10 @@ REPLY: Final = struct.Struct("<BBHiQ")
 
 MAX_PACKET: Final = 64 * 1024
 """Bytes of the longest packet: well below the kernel's default socket buffer of 208 KiB."""
+_FD_SPACE: Final = socket.CMSG_SPACE(array.array("i").itemsize)
+_CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+"""Plain integers: the operators of enum members are slow, and these are on the hot path."""
 MAX_BODY: Final = 64 * 1024 * 1024
 """Bytes of the longest body that is accepted in a file descriptor."""
 
@@ -181,9 +185,9 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, int]:
 
     An empty packet means that the other end is gone. The caller owns the descriptor.
     """
-    data, ancillary, message_flags, _ = sock.recvmsg(
-        MAX_PACKET, socket.CMSG_SPACE(array.array("i").itemsize), flags | socket.MSG_CMSG_CLOEXEC
-    )
+    data, ancillary, message_flags, _ = sock.recvmsg(MAX_PACKET, _FD_SPACE, flags | _CLOEXEC)
+    if not ancillary and not message_flags & _CUT:
+        return data, -1
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -191,7 +195,7 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, int]:
     for extra in fds[1:]:
         os.close(extra)
     fd = fds[0] if fds else -1
-    if message_flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if message_flags & _CUT:
         if fd >= 0:
             os.close(fd)
         raise EngineError("a message between the daemon and its worker was cut short")

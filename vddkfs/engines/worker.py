@@ -35,6 +35,7 @@ SPIN_SECONDS = 100e-6
 """How long the next request is looked for before sleeping, while they come this close together."""
 
 _PR_SET_PDEATHSIG = 1
+_DONT_WAIT = int(socket.MSG_DONTWAIT)
 
 
 def die_with_parent(parent: int) -> None:
@@ -129,10 +130,11 @@ class Worker:
         patience = SPIN_SECONDS if self._spin else 0.0
         while True:
             try:
-                message = protocol.receive(sock, socket.MSG_DONTWAIT)
+                message = protocol.receive(sock, _DONT_WAIT)
             except BlockingIOError:
                 waited = time.perf_counter() - start
                 if waited < patience:
+                    os.sched_yield()
                     continue
                 self._poll.poll()
                 self._spin = time.perf_counter() - start < 2 * SPIN_SECONDS

@@ -8,6 +8,7 @@ sleeping core costs more than the look. After BURST requests in a row the event 
 so that no other task of the daemon starves.
 """
 
+import os
 import select
 import time
 from collections.abc import Callable
@@ -76,6 +77,7 @@ class QuickWait:
         while time.perf_counter() < until:
             if self._poll.poll(0):
                 return True
+            os.sched_yield()
         self._close_by = False
         return False
 

@@ -1,0 +1,174 @@
+"""What is measured: the metrics, the values of each round, and the issue's goals."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One thing that is measured. *more_is_better* decides how a ratio to a peer reads."""
+
+    work: str
+    title: str
+    unit: str
+    more_is_better: bool = False
+    combine: Callable[[list[float]], float] = statistics.median
+    """How the rounds become one figure."""
+
+
+def _metrics(disk: str, words: str) -> dict[str, Metric]:
+    return {
+        f"{disk}.ready": Metric("ready", f"{words}: command to first stat", "s"),
+        f"{disk}.first-read": Metric("ready", f"{words}: command to first 4 KiB read", "s"),
+        f"{disk}.sequential": Metric("sequential", f"{words}: dd bs=1M", "MiB/s", True),
+        f"{disk}.random-1": Metric("random", f"{words}: 4 KiB O_DIRECT, depth 1", "IOPS", True),
+        f"{disk}.latency-1": Metric("random", f"{words}: latency of that, mean", "us"),
+        f"{disk}.latency99-1": Metric("random", f"{words}: latency of that, 99 %", "us"),
+        f"{disk}.random-16": Metric("random", f"{words}: 4 KiB O_DIRECT, depth 16", "IOPS", True),
+        f"{disk}.latency99-16": Metric("random", f"{words}: latency of that, 99 %", "us"),
+        f"{disk}.memory": Metric("memory", f"{words}: PSS after dd", "MiB"),
+        f"{disk}.memory-full": Metric("memory", f"{words}: PSS after scattered reads", "MiB"),
+        f"{disk}.memory-goal": Metric("memory", f"{words}: the goal for both", "MiB"),
+    }
+
+
+def _hung(load: str) -> dict[str, Metric]:
+    found = {}
+    for kind, words in (
+        ("read", "4 KiB O_DIRECT read"),
+        ("list", "ls and stat"),
+        ("status", "status.json"),
+    ):
+        title = f"{words}, {load}"
+        found[f"hung.{load}.{kind}.max"] = Metric("hung", f"{title}: longest", "ms", combine=max)
+        found[f"hung.{load}.{kind}.median"] = Metric("hung", f"{title}: median", "ms")
+    title = f"requests that hung in the worker, {load}"
+    found[f"hung.{load}.in-flight"] = Metric("hung", title, "", combine=min)
+    return found
+
+
+METRICS: Final = {
+    **_metrics("base", "base"),
+    **_metrics("chain", "chain of five"),
+    **_metrics("thin", "thin disk"),
+    "thin.copy": Metric("copy", "cp --sparse=auto of the thin disk", "s"),
+    **_hung("nothing hung"),
+    **_hung("buffered"),
+    **_hung("direct"),
+    **_hung("opening"),
+}
+
+
+@dataclass
+class Figures:
+    """The values of a run: by metric, by system, one a round. *notes* mark a figure."""
+
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, metric: str, system: str, value: float, note: str = "") -> None:
+        """Note one round's value."""
+        self.values.setdefault(metric, {}).setdefault(system, []).append(value)
+        if note:
+            self.notes.setdefault(metric, {})[system] = note
+
+    def get(self, metric: str, system: str) -> float | None:
+        """Return the figure of all rounds, or None where there is none."""
+        rounds = self.values.get(metric, {}).get(system)
+        return METRICS[metric].combine(rounds) if rounds else None
+
+    def ratio(self, metric: str, system: str, peer: str) -> float | None:
+        """Return how many times better *system* is than *peer* (below 1: worse)."""
+        mine, theirs = self.get(metric, system), self.get(metric, peer)
+        if not mine or not theirs:
+            return None
+        return mine / theirs if METRICS[metric].more_is_better else theirs / mine
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal of the issue, what was reached, and whether that meets it (None: not measured)."""
+
+    title: str
+    reached: str
+    met: bool | None
+
+
+def goals(figures: Figures) -> list[Goal]:
+    """Return all goals."""
+    found = []
+    for disk in ("base", "chain"):
+        for metric, peer, least in (
+            ("sequential", "qsd", 1.0),
+            ("sequential", "nbdfuse", 2.0),
+            ("random-1", "nbdfuse", 1.0),
+            ("random-16", "nbdfuse", 1.0),
+        ):
+            found.append(_ratio_goal(figures, f"{disk}.{metric}", peer, least))
+    found.append(_ratio_goal(figures, "thin.copy", "qsd", 0.5))
+    for disk in ("base", "chain", "thin"):
+        found.append(_limit_goal(figures, f"{disk}.ready", 1.0))
+    for disk in ("base", "chain"):
+        limit = figures.get(f"{disk}.memory-goal", "vddkfs")
+        found.append(_limit_goal(figures, f"{disk}.memory", limit))
+        found.append(_limit_goal(figures, f"{disk}.memory-full", limit))
+    for load in ("buffered", "direct"):
+        for kind in ("read", "list", "status"):
+            found.append(_limit_goal(figures, f"hung.{load}.{kind}.max", 100.0))
+    return found
+
+
+def _ratio_goal(figures: Figures, metric: str, peer: str, least: float) -> Goal:
+    title = f"{METRICS[metric].title}: at least {least:g} times {peer}"
+    if not METRICS[metric].more_is_better:
+        title = f"{METRICS[metric].title}: at most {1 / least:g} times the time of {peer}"
+    ratio = figures.ratio(metric, "vddkfs", peer)
+    if ratio is None:
+        return Goal(title, "not measured", None)
+    if METRICS[metric].more_is_better:
+        return Goal(title, f"{ratio:.2f} times", ratio >= least)
+    return Goal(title, f"{1 / ratio:.2f} times", ratio >= least)
+
+
+def _limit_goal(figures: Figures, metric: str, limit: float | None) -> Goal:
+    described = METRICS[metric]
+    value = figures.get(metric, "vddkfs")
+    shown = f"{limit:g}" if limit is not None else "?"
+    title = f"{described.title}: at most {shown} {described.unit}"
+    if value is None or limit is None:
+        return Goal(title, "not measured", None)
+    return Goal(title, f"{value:.3g} {described.unit}", value <= limit)
+
+
+def as_json(figures: Figures) -> dict[str, Any]:
+    """Return the figures as JSON has them, medians and ratios included."""
+    found: dict[str, Any] = {}
+    for metric, by_system in figures.values.items():
+        found[metric] = {
+            "title": METRICS[metric].title,
+            "unit": METRICS[metric].unit,
+            "systems": {
+                system: {
+                    "figure": figures.get(metric, system),
+                    "rounds": rounds,
+                    "note": figures.notes.get(metric, {}).get(system, ""),
+                    "vddkfs_is_better_by": figures.ratio(metric, "vddkfs", system),
+                }
+                for system, rounds in by_system.items()
+            },
+        }
+    return found
+
+
+def from_json(found: dict[str, Any]) -> Figures:
+    """Return the figures of ``as_json``."""
+    figures = Figures()
+    for metric, described in found.items():
+        for system, one in described["systems"].items():
+            for value in one["rounds"]:
+                figures.add(metric, system, value, one["note"])
+    return figures

@@ -1,0 +1,86 @@
+"""What readers of a mount do, each in a process of its own, because it may hang.
+
+    probe.py readers FILE KIND COUNT               COUNT readers at once, all over the file
+    probe.py sample FOLDER FILE STATUS COUNT       how long reads, ls and status.json take
+
+Of "sample", FILE is read past the page cache, no block twice, FOLDER is listed and everything in it
+looked at. It prints one line a sample, "KIND SECONDS", at once.
+
+KIND of "readers" is buffered or direct: they open the file, say "open", wait for a line on stdin,
+and read; or it is opening: they open the file only then. In the end it says how many failed.
+"""
+
+import mmap
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+_BLOCK = 4096
+
+
+def _read(fd: int, offset: int, buffer: mmap.mmap) -> None:
+    if os.preadv(fd, [buffer], offset) != len(buffer):
+        raise OSError("a short read")
+
+
+def readers(path: str, kind: str, count: int) -> None:
+    """Read at *count* places at the same time."""
+    failed: list[str] = []
+    flags = os.O_RDONLY | (os.O_DIRECT if kind == "direct" else 0)
+    step = os.stat(path).st_size // count // _BLOCK * _BLOCK
+
+    def read(fd: int, number: int) -> None:
+        try:
+            _read(
+                os.open(path, flags) if fd < 0 else fd,
+                number * step,
+                mmap.mmap(-1, 64 * 1024),
+            )
+        except OSError as error:
+            failed.append(str(error))
+
+    files = [-1 if kind == "opening" else os.open(path, flags) for _ in range(count)]
+    print("open", flush=True)
+    sys.stdin.readline()
+    threads = [threading.Thread(target=read, args=(fd, n)) for n, fd in enumerate(files)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(len(failed), *failed[:1])
+
+
+def sample(folder: str, path: str, status: str, count: int) -> None:
+    """Time reads, listings and the status, in turn."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    buffer = mmap.mmap(-1, _BLOCK)
+    places = iter(random.SystemRandom().sample(range(os.fstat(fd).st_size // _BLOCK), count))
+
+    def look() -> None:
+        for entry in os.listdir(folder):
+            os.stat(os.path.join(folder, entry))
+
+    def tell() -> None:
+        with open(status, "rb") as file:
+            file.read()
+
+    kinds: dict[str, Callable[[], None]] = {
+        "read": lambda: _read(fd, next(places) * _BLOCK, buffer),
+        "list": look,
+        "status": tell,
+    }
+    for _ in range(count):
+        for kind, work in kinds.items():
+            begun = time.perf_counter()
+            work()
+            print(kind, time.perf_counter() - begun, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "readers":
+        readers(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    else:
+        sample(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))
