@@ -122,15 +122,16 @@ class Daemon:
                     "the C module is missing: no SEEK_HOLE and a shorter queue; "
                     "`contrib/setup` builds it where libfuse's headers are"
                 )
-            reason = session.raise_read_ahead(self._mountpoint)
-            if reason:
-                log.info("the kernel's read-ahead stays as it is, which is slower: %s", reason)
             async with trio.open_nursery() as nursery:
                 control = ControlServer(socket_path(self._mountpoint), {"status": self._answer})
                 await nursery.start(control.run)
                 nursery.start_soon(self._stop_on_signals)
                 nursery.start_soon(self._serve_requests, operations, nursery)
                 await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+                # Not before the mount has answered: the kernel sets its own value when it begins.
+                reason = session.raise_read_ahead(self._mountpoint)
+                if reason:
+                    log.info("the kernel's read-ahead stays as it is, which is slower: %s", reason)
                 log.info("%s is mounted at %s", self._source.path, self._mountpoint)
                 ready()
         finally:

@@ -133,8 +133,8 @@ def test_a_long_body_takes_no_second_descriptor_along(ends: Pair) -> None:
 
 def test_a_full_socket_blocks_nobody_and_keeps_no_descriptor(ends: Pair) -> None:
     before = count_fds()
-    with pytest.raises(BlockingIOError):
-        for _ in range(100_000):
+    with contextlib.suppress(BlockingIOError):
+        while True:
             protocol.send(ends[0], b"\1\0", bytes(MAX_PACKET - 2))
     with pytest.raises(BlockingIOError):
         protocol.send(ends[0], b"\1\0", bytes(2 * MAX_PACKET))
