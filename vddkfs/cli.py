@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from vddkfs import __version__
 from vddkfs.commands import info, mount, status, umount
-from vddkfs.errors import ALL_ERRORS, EXIT_BUG, UsageError, VddkfsError
+from vddkfs.errors import ALL_ERRORS, EXIT_BUG, EXIT_OK, UsageError, VddkfsError
 
 COMMANDS: Final = {"mount": mount, "umount": umount, "info": info, "status": status}
 
@@ -43,17 +43,18 @@ class _Version(argparse.Action):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    epilog = "exit codes: 0 done, 1 a bug in vddkfs, " + ", ".join(
-        f"{kind.exit_code} {kind.__doc__}" for kind in ALL_ERRORS
-    )
+    codes = [(EXIT_OK, "done"), (EXIT_BUG, "a bug in vddkfs")]
+    codes += [(kind.exit_code, kind.__doc__ or "") for kind in ALL_ERRORS]
+    epilog = "exit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in codes)
     top = _Parser(
         prog="vddkfs",
         description=_DESCRIPTION,
         epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="vddkfs COMMAND ... | vddkfs SOURCE MOUNTPOINT [-o OPTIONS]",
     )
     top.add_argument("--version", action=_Version, nargs=0, help="show all versions and exit")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="vddkfs")
     for name, module in COMMANDS.items():
         command = commands.add_parser(
             name,

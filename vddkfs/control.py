@@ -6,6 +6,7 @@ A request is one line of JSON, ``{"command": ...}``; the answer is one line of J
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import struct
@@ -18,10 +19,13 @@ import trio
 from vddkfs.errors import NotMounted
 from vddkfs.state import canonical, socket_path
 
+log = logging.getLogger(__name__)
+
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 _LONGEST: Final = 64 * 1024
 _SECONDS: Final = 5.0
+_ACCEPT_AGAIN: Final = 0.1
 _ABANDONED: Final = (OSError, trio.BrokenResourceError, trio.TooSlowError)
 
 
@@ -43,16 +47,24 @@ class ControlServer:
         finally:
             os.umask(old)
         listener.listen(16)
+        ours = self._path.stat().st_ino
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    connection, _ = await listener.accept()
+                    try:
+                        connection, _ = await listener.accept()
+                    except OSError as error:
+                        log.warning("a command cannot be taken: %s", error)
+                        await trio.sleep(_ACCEPT_AGAIN)
+                        continue
                     nursery.start_soon(self._serve, connection)
         finally:
             listener.close()
+            # A mount that was taken down lazily may have been followed by another at its place.
             with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
+                if self._path.stat().st_ino == ours:
+                    self._path.unlink()
 
     async def _serve(self, connection: trio.socket.SocketType) -> None:
         with connection, contextlib.suppress(*_ABANDONED):
@@ -69,9 +81,13 @@ class ControlServer:
         try:
             request = json.loads(line)
             handler = self._handlers[request["command"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return {"error": "an unknown command"}
-        return await handler(request)
+        try:
+            return await handler(request)
+        except Exception as error:
+            log.exception("a bug in vddkfs: the command %s failed", request["command"])
+            return {"error": f"a bug in vddkfs: {error!r}"}
 
 
 def _peer(connection: trio.socket.SocketType) -> int:

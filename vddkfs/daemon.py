@@ -13,10 +13,11 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import msgspec
 import trio
 
 from vddkfs.cache.arena import Arena
@@ -29,9 +30,10 @@ from vddkfs.disks.vm import Source, describe_disk, describe_source
 from vddkfs.engines.requests import Patience
 from vddkfs.errors import MountBusy, VddkfsError
 from vddkfs.fuse import session
-from vddkfs.fuse.operations import Operations, drop_page_cache
-from vddkfs.fuse.tree import Tree, Window
+from vddkfs.fuse.operations import Operations, forget_in_kernel
+from vddkfs.fuse.tree import Tree
 from vddkfs.mounts import holders, unmount
+from vddkfs.observe.logs import Log
 from vddkfs.observe.status import StatusReport
 from vddkfs.options import MountOptions, default_cache_size
 from vddkfs.state import socket_path, state_folder
@@ -39,12 +41,14 @@ from vddkfs.state import socket_path, state_folder
 log = logging.getLogger(__name__)
 
 _UMOUNT_AGAIN = 0.5
+_LAST_ANSWERS = 0.05
+"""Seconds for handlers to tell their callers that the mount goes down."""
 
 
 class Daemon:
     """Serves *source* at *mountpoint* (canonical) until it is unmounted or told to stop.
 
-    *warnings* gives the last warnings of the log, for status.
+    *log_to* is where its log goes, for status.
     """
 
     def __init__(
@@ -52,12 +56,12 @@ class Daemon:
         source: Source,
         mountpoint: str,
         options: MountOptions,
-        warnings: Callable[[], Sequence[str]],
+        log_to: Log,
     ) -> None:
         self._source = source
         self._mountpoint = mountpoint
         self._options = options
-        self._warnings = warnings
+        self._log = log_to
         self._disks: list[Disk] = []
         self._operations: Operations | None = None
         self._report: StatusReport | None = None
@@ -114,29 +118,34 @@ class Daemon:
     async def _serve(
         self, operations: Operations, workers: trio.Nursery, ready: Callable[[], None]
     ) -> None:
-        options = self._options
-        session.mount(operations, self._mountpoint, self._source.path, options.allow_other)
-        try:
-            if not session.has_hooks():
-                log.warning(
-                    "the C module is missing: no SEEK_HOLE and a shorter queue; "
-                    "`contrib/setup` builds it where libfuse's headers are"
-                )
-            async with trio.open_nursery() as nursery:
-                control = ControlServer(socket_path(self._mountpoint), {"status": self._answer})
-                await nursery.start(control.run)
-                nursery.start_soon(self._stop_on_signals)
-                nursery.start_soon(self._serve_requests, operations, nursery)
-                await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
-                # Not before the mount has answered: the kernel sets its own value when it begins.
-                reason = session.raise_read_ahead(self._mountpoint)
-                if reason:
-                    log.info("the kernel's read-ahead stays as it is, which is slower: %s", reason)
-                log.info("%s is mounted at %s", self._source.path, self._mountpoint)
-                ready()
-        finally:
-            session.close(unmount=True)
-            log.info("%s is unmounted", self._mountpoint)
+        """Serve the mount; signals are taken from before it is there until it is gone."""
+        with trio.open_signal_receiver(*_stop_signals()) as signals:
+            allow_other = self._options.allow_other
+            session.mount(operations, self._mountpoint, self._source.path, allow_other)
+            try:
+                async with trio.open_nursery() as nursery:
+                    control = ControlServer(socket_path(self._mountpoint), {"status": self._answer})
+                    await nursery.start(control.run)
+                    nursery.start_soon(self._stop_on_signals, signals, nursery.cancel_scope)
+                    nursery.start_soon(self._serve_requests, operations, nursery)
+                    await self._say_ready(ready)
+            finally:
+                session.close()
+                log.info("%s is unmounted", self._mountpoint)
+
+    async def _say_ready(self, ready: Callable[[], None]) -> None:
+        if not session.has_hooks():
+            log.warning(
+                "the C module is missing: no SEEK_HOLE and a shorter queue; "
+                "`contrib/setup` builds it where libfuse's headers are"
+            )
+        await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        # Not before the mount has answered: the kernel sets its own value when it begins.
+        reason = session.raise_read_ahead(self._mountpoint)
+        if reason:
+            log.info("the kernel's read-ahead stays as it is, which is slower: %s", reason)
+        log.info("%s is mounted at %s", self._source.path, self._mountpoint)
+        ready()
 
     async def _serve_requests(self, operations: Operations, nursery: trio.Nursery) -> None:
         clients = [disk.client for disk in self._disks]
@@ -153,18 +162,24 @@ class Daemon:
     async def _answer(self, _request: dict[str, Any]) -> dict[str, Any]:
         assert self._report is not None
         open_files = self._operations.open_files if self._operations is not None else 0
-        return self._report.collect(session.agreed(), open_files, self._warnings())
+        return self._report.collect(session.agreed(), open_files, self._log)
 
-    async def _stop_on_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            await anext(signals)
-            with trio.move_on_after(self._options.stop_timeout):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._unmount)
-                    await anext(signals)
-                    nursery.cancel_scope.cancel()
+    async def _stop_on_signals(
+        self, signals: AsyncIterator[int], serving: trio.CancelScope
+    ) -> None:
+        """Unmount on the first signal, or let go after ``stop_timeout`` or a second one."""
+        await anext(signals)
+        with trio.move_on_after(self._options.stop_timeout):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._unmount)
+                await anext(signals)
+                nursery.cancel_scope.cancel()
         log.warning("%s is let go with files open", self._mountpoint)
-        session.terminate()
+        # Reads that are under way end with EIO first: unanswered, they would hang in the kernel.
+        for disk in self._disks:
+            disk.client.refuse()
+        await trio.sleep(_LAST_ANSWERS)
+        serving.cancel()
 
     async def _unmount(self) -> None:
         """Try a plain umount until it works; the session then ends by itself."""
@@ -189,6 +204,14 @@ class Daemon:
                 await trio.sleep_forever()
 
 
+def _stop_signals() -> list[signal.Signals]:
+    """Return the signals that end the daemon; SIGHUP only where a terminal may go away."""
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
+
+
 @asynccontextmanager
 async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
     """A nursery for services that would run for ever."""
@@ -200,12 +223,7 @@ async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
 
 
 def _superseded(tree: Tree, image: Image, nursery: trio.Nursery) -> None:
-    inodes = [
-        node.inode
-        for node in tree.nodes.values()
-        if isinstance(node, Window) and node.image is image
-    ]
-    drop_page_cache(nursery, inodes)
+    forget_in_kernel(nursery, tree.renew(image))
 
 
 def _document(content: dict[str, Any]) -> Callable[[], Any]:
@@ -220,7 +238,9 @@ def _document(content: dict[str, Any]) -> Callable[[], Any]:
 async def _allocation(image: Image) -> bytes:
     """Return map.json; a long one is written in a thread, because that takes a while."""
     allocation = await image.map_when_known()
-    return await trio.to_thread.run_sync(lambda: _json(qemu_map(allocation)))
+    return await trio.to_thread.run_sync(
+        lambda: msgspec.json.format(msgspec.json.encode(qemu_map(allocation)), indent=1) + b"\n"
+    )
 
 
 def _json(content: object) -> bytes:

@@ -139,6 +139,27 @@ class StaleImage(VddkfsError):
     default_errno = _errno.ESTALE
 
 
+class EngineError(VddkfsError):
+    """a part of the source could not be read"""
+
+    exit_code = 35
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: str = "",
+        advice: str = "",
+        errno: int | None = None,
+        link: str = "",
+        sector: int = -1,
+    ) -> None:
+        """*link* is the VMDK concerned, *sector* the place in the image, -1 where there is none."""
+        super().__init__(message, cause=cause, advice=advice, errno=errno)
+        self.link = link
+        self.sector = sector
+
+
 ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     UsageError,
     SourceMissing,
@@ -154,4 +175,5 @@ ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     DaemonDied,
     WorkerFailed,
     StaleImage,
+    EngineError,
 )

@@ -98,11 +98,7 @@ def unmount(place: str, lazy: bool = False) -> None:
             return
         code = errno.EBUSY if "busy" in done.stderr else errno.EPERM
     if code == errno.EBUSY:
-        raise MountBusy(
-            f"{place}: the mount is in use",
-            cause="; ".join(holders(place)),
-            advice="close these, and try again",
-        )
+        raise MountBusy(f"{place}: the mount is in use", advice="close its files, and try again")
     if code == errno.EINVAL:
         raise NotMounted(f"{place}: nothing is mounted there")
     raise AccessDenied(f"{place}: cannot be unmounted", cause=os.strerror(code))

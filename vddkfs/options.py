@@ -129,8 +129,15 @@ OPTIONS: Final = (
         "memory for the sector cache (default: 256M or an eighth of memory, the smaller)",
         _cache_size,
     ),
-    Option("readahead", "SIZE", "how far to read ahead of a sequential reader (16M)", _readahead),
-    Option("op_timeout", "SECONDS", "how long one read may take in a worker (60)", _seconds),
+    Option(
+        "readahead",
+        "SIZE",
+        "how far to read ahead of a sequential reader (default: 16M)",
+        _readahead,
+    ),
+    Option(
+        "op_timeout", "SECONDS", "how long one read may take in a worker (default: 60)", _seconds
+    ),
     Option(
         "retry_budget",
         "SECONDS|forever",

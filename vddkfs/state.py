@@ -14,14 +14,16 @@ from vddkfs.errors import AccessDenied
 
 def state_folder(create: bool = False) -> Path:
     """Return the folder. Raises AccessDenied if it is not ours alone."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.geteuid() == 0:
         folder = Path("/run/vddkfs")
-    elif "XDG_RUNTIME_DIR" in os.environ:
-        folder = Path(os.environ["XDG_RUNTIME_DIR"]) / "vddkfs"
+    elif runtime.startswith("/"):
+        folder = Path(runtime) / "vddkfs"
     else:
         folder = Path(f"/tmp/vddkfs-{os.geteuid()}")
     if create:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.path.lexists(folder):
         status = folder.lstat()
         ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
         if not ours or status.st_mode & 0o077:

@@ -12,6 +12,7 @@ Units: bytes, unless a name says otherwise.
 """
 
 import fcntl
+import math
 import mmap
 import os
 from collections import deque
@@ -25,6 +26,8 @@ FRAME: Final = 1024 * 1024
 SMALL: Final = 64 * 1024
 SMALLS_IN_FRAME: Final = FRAME // SMALL
 CHUNK: Final = 16 * 1024 * 1024
+_FULL_SECONDS: Final = 5.0
+"""How long no more memory is asked for after the machine had none."""
 
 
 class Chunk:
@@ -139,6 +142,7 @@ class Arena:
         self._disks = disks
         self._floor = max(1, self.limit // (4 * disks))
         self._next_number = 0
+        self._full_until = -math.inf
         self._spare: list[Chunk] = []
         self._growing: dict[object, trio.Event] = {}
         self.chunks: dict[object, list[Chunk]] = {}
@@ -154,8 +158,15 @@ class Arena:
         """How many chunks each disk would have if all had the same."""
         return max(1, self.limit // self._disks)
 
+    @property
+    def share_bytes(self) -> int:
+        """The fair share in bytes."""
+        return self.fair_share * self.chunk_size
+
     def may_grow(self, owner: object) -> bool:
         """Say whether *owner* may get another chunk without taking one away from anybody."""
+        if not self._spare and trio.current_time() < self._full_until:
+            return False
         unused = self.limit - self.count + len(self._spare)
         others = [len(chunks) for key, chunks in self.chunks.items() if key != owner]
         kept_back = self._floor * max(self._disks - 1 - len(others), 0)
@@ -163,46 +174,45 @@ class Arena:
         return unused > kept_back
 
     async def grow(self, owner: object) -> Chunk | None:
-        """Return a chunk that is newly *owner*'s, or None where the budget is spent.
+        """Return a chunk that is newly *owner*'s, or None where there is none to be had now.
 
         Callers of one owner that come while a chunk is being made wait for that one, and get None.
-        Cancellation: the chunk, once made, is kept as a spare. Raises VddkfsError when the machine
-        has no memory for it and the owner has no chunk at all.
+        Raises VddkfsError where the owner has no chunk at all and the machine has no memory.
         """
         under_way = self._growing.get(owner)
         if under_way is not None:
             await under_way.wait()
             return None
-        if not self.may_grow(owner):
-            return None
-        event = self._growing[owner] = trio.Event()
-        try:
-            chunk = self._spare.pop() if self._spare else await self._make()
-        finally:
-            del self._growing[owner]
-            event.set()
-        if chunk is None:
-            if not self.chunks.get(owner):
-                raise VddkfsError(
-                    "no memory for the cache",
-                    advice="free some, or mount with a smaller cache_size=",
-                )
-            return None
-        chunk.owner = owner
-        self.chunks.setdefault(owner, []).append(chunk)
+        chunk = None
+        if self.may_grow(owner) or not self.chunks.get(owner):
+            event = self._growing[owner] = trio.Event()
+            try:
+                chunk = self._spare.pop() if self._spare else await self._make()
+            finally:
+                del self._growing[owner]
+                event.set()
+        if chunk is not None:
+            chunk.owner = owner
+            self.chunks.setdefault(owner, []).append(chunk)
+        elif not self.chunks.get(owner):
+            raise VddkfsError(
+                "no memory for the cache", advice="free some, or mount with a smaller cache_size="
+            )
         return chunk
 
     async def _make(self) -> Chunk | None:
         self.count += 1
-        chunk = Chunk(self._next_number, self.chunk_size)
-        self._next_number += 1
+        chunk = None
         try:
-            await trio.to_thread.run_sync(chunk.allocate, abandon_on_cancel=False)
-        except OSError:
+            chunk = Chunk(self._next_number, self.chunk_size)
+            self._next_number += 1
+            await trio.to_thread.run_sync(chunk.allocate)
+        except (OSError, RuntimeError, MemoryError):
+            # No memory, descriptor or thread to be had: what there is has to do for a while.
             self.count -= 1
-            # The machine will not give more: what there is has to do.
-            self.limit = max(self.count, 1)
-            chunk.close()
+            self._full_until = trio.current_time() + _FULL_SECONDS
+            if chunk is not None:
+                chunk.close()
             return None
         return chunk
 

@@ -3,7 +3,7 @@
 All of this runs on the trio thread.
 """
 
-from collections import deque
+import logging
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -12,7 +12,8 @@ from cachetools import LRUCache
 
 from vddkfs.cache.arena import SMALL, SMALLS_IN_FRAME, Arena, Chunk, Frame, FreeFrames, Slot
 from vddkfs.engines.requests import ReadRequest
-from vddkfs.errors import VddkfsError
+
+log = logging.getLogger(__name__)
 
 SPENT_KEPT: Final = 16
 """Frames kept behind sequential readers: their kernel has the data, so the rest is used again."""
@@ -46,10 +47,10 @@ class DiskCache:
         self.free = FreeFrames()
         self.fetches_ahead = 0
         self.evictions = 0
-        self.poor: Callable[[], None] | None = None
+        self.poor: Callable[[DiskCache], None] | None = None
         """Called when the disk has to evict while others have more than their share."""
         self._kept: LRUCache[Frame, None] = LRUCache(maxsize=_UNBOUNDED)
-        self._spent: deque[Frame] = deque()
+        self._spent: dict[Frame, None] = {}
         self._small: Frame | None = None
         self._direct: dict[Frame, list[Slot]] = {}
         self._growing = False
@@ -70,7 +71,8 @@ class DiskCache:
 
     def spent(self, frame: Frame) -> None:
         """Note that a sequential reader is through with *frame*: it may be the next to go."""
-        self._spent.append(frame)
+        self._spent.pop(frame, None)
+        self._spent[frame] = None
 
     @property
     def wanted(self) -> bool:
@@ -91,20 +93,28 @@ class DiskCache:
         self._recycle_spent()
         frame = self.free.pop()
         if frame is not None:
-            if len(self.free) < 4:
+            if len(self.free) < 4 and len(self._spent) < SPENT_KEPT:
                 self._grow_soon()
             return frame
         if self.arena.may_grow(self.key):
             self._grow_soon()
             return None
-        if self.poor is not None and len(self.arena.chunks[self.key]) < self.arena.fair_share:
-            self.poor()
+        if self.poor is not None:
+            self.poor(self)
         return self._idle_direct_frame() or self._evict_oldest()
 
+    def frame_at_once(self) -> Frame | None:
+        """Return a frame, evicting also where the disk might have more; None: all are in use."""
+        return self.frame_nowait() or self._idle_direct_frame() or self._evict_oldest()
+
+    def _evictable(self, frame: Frame) -> bool:
+        """Say whether *frame* holds something and may hold something else."""
+        return frame in self._kept and not frame.pins and frame is not self._small
+
     def _recycle_spent(self) -> None:
-        while len(self._spent) > SPENT_KEPT:
-            frame = self._spent.popleft()
-            if frame in self._kept and not frame.pins:
+        for frame in list(self._spent)[: max(0, len(self._spent) - SPENT_KEPT)]:
+            del self._spent[frame]
+            if self._evictable(frame):
                 self._evict(frame)
                 break
 
@@ -112,7 +122,7 @@ class DiskCache:
         for _ in range(len(self._kept)):
             frame, _none = self._kept.popitem()
             self._kept[frame] = None
-            if not frame.pins and frame is not self._small:
+            if self._evictable(frame):
                 self._evict(frame)
                 return self.free.pop()
         return None
@@ -126,10 +136,14 @@ class DiskCache:
             frame = self.frame_nowait()
             if frame is not None:
                 return frame
-            if self.arena.may_grow(self.key) or not self.arena.chunks.get(self.key):
-                await self._grow()
-            else:
-                await self._want.park()
+            await self._more()
+
+    async def _more(self) -> None:
+        """Wait until there may be more to take than just now."""
+        if self.arena.may_grow(self.key) or not self.arena.chunks.get(self.key):
+            await self._grow()
+        else:
+            await self._want.park()
 
     async def slot(self, size: int) -> Slot:
         """Return a pinned slot of at least *size* bytes (at most a frame) to keep something in."""
@@ -138,25 +152,35 @@ class DiskCache:
         while self._small is None or self._small.small_used == SMALLS_IN_FRAME:
             frame = await self.frame()
             if self._small is None or self._small.small_used == SMALLS_IN_FRAME:
-                self._small = frame
+                self._replace_small(frame)
             else:
                 self.free.add(frame)
         return self._small.take_small()
+
+    def _replace_small(self, frame: Frame) -> None:
+        """Cut small slots from *frame* from now on; the one before is like any other then."""
+        old, self._small = self._small, frame
+        if old is not None and not old.pins:
+            if old not in self._kept:
+                self.free.add(old)
+            self._want.unpark()
 
     async def direct_slot(self, size: int) -> Slot:
         """Return a pinned slot of at least *size* bytes for one answer; see ``give_back``."""
         if size > SMALL:
             return (await self.frame()).take_large()
-        for slots in self._direct.values():
-            if slots:
-                slot = slots.pop()
-                slot.pin()
-                return slot
-        frame = await self.frame()
-        slots = [frame.take_small() for _ in range(SMALLS_IN_FRAME)]
-        frame.pins = 1
-        self._direct[frame] = slots
-        return slots.pop()
+        while True:
+            for slots in self._direct.values():
+                if slots:
+                    slot = slots.pop()
+                    slot.pin()
+                    return slot
+            frame = self.frame_nowait()
+            if frame is not None:
+                self._direct[frame] = [frame.take_small() for _ in range(SMALLS_IN_FRAME)]
+                frame.pins = 0
+            else:
+                await self._more()
 
     def give_back(self, slot: Slot) -> None:
         """Take back a slot that was used for one answer."""
@@ -166,8 +190,7 @@ class DiskCache:
             return
         slots.append(slot)
         slot.unpin()
-        if not slot.frame.pins:
-            self._want.unpark()
+        self._want.unpark()
 
     def _idle_direct_frame(self) -> Frame | None:
         """Return a frame whose slots for direct answers are all back."""
@@ -181,12 +204,13 @@ class DiskCache:
     def drop(self, frames: Iterable[Frame]) -> None:
         """Free *frames*, whose content nobody wants any more, as far as nobody is using them."""
         for frame in frames:
-            if not frame.pins and frame in self._kept and frame is not self._small:
+            if self._evictable(frame):
                 self._evict(frame)
                 self._want.unpark()
 
     def _evict(self, frame: Frame) -> None:
         self._kept.pop(frame, None)
+        self._spent.pop(frame, None)
         for slot in frame.slots:
             if slot.tenant is not None:
                 slot.tenant.evicted()
@@ -202,9 +226,9 @@ class DiskCache:
     async def _grow_once(self) -> None:
         try:
             await self._grow()
-        except VddkfsError:
-            # Whoever needs the frame meets the same error, and can be told.
-            pass
+        except Exception as error:
+            # Whoever needs the frame meets the same error, and can be told; the mount goes on.
+            log.warning("%s: the cache cannot grow: %s", self.key, error)
         finally:
             self._growing = False
 
@@ -214,7 +238,10 @@ class DiskCache:
             self._adopt(chunk)
 
     async def surrender(self) -> bool:
-        """Give one chunk that nobody is reading back to the arena; say whether one could go."""
+        """Give one chunk that nobody is reading back to the arena; say whether one could go.
+
+        Raises nothing: a worker that does not answer keeps its chunk.
+        """
         for chunk in self.arena.chunks.get(self.key, ()):
             if chunk.pinned() or any(frame is self._small for frame in chunk.frames):
                 continue
@@ -252,8 +279,10 @@ class SectorCache:
         self._disks[key] = disk
         return disk
 
-    def _balance_soon(self) -> None:
-        if not self._balancing and self.arena.richest() is not None:
+    def _balance_soon(self, poor: DiskCache) -> None:
+        have = len(self.arena.chunks.get(poor.key, ()))
+        enough = have >= self.arena.fair_share
+        if not enough and not self._balancing and self.arena.richest() is not None:
             self._balancing = True
             self._nursery.start_soon(self._balance)
 

@@ -72,12 +72,14 @@ class Run:
         """Leave the index: the frame will hold something else."""
         self.image.forget(self)
 
-    def moved(self) -> Moved | None:
-        """Return a new slot for the request, whose old one a lost worker may still write to."""
+    def moved(self) -> Moved:
+        """Leave the slot, which a lost worker may still write to, for a new one if there is one."""
         disk, old = self.image.disk, self.slot
-        frame = disk.frame_nowait()
+        frame = disk.frame_at_once()
         if frame is None:
-            return None
+            # The request will fail, and undo its own pin; the memory stays out of use all the same.
+            old.pin()
+            return None, lambda: disk.release(old)
         old.tenant = None
         self.slot = frame.take_large()
         self.slot.tenant = self
@@ -271,7 +273,7 @@ def _no_hole(_start: int, _end: int) -> bool:
 class _Answer:
     """The answer to one direct read; once nobody waits for it, the slot goes back by itself."""
 
-    __slots__ = ("disk", "error", "finished", "left", "slot", "task")
+    __slots__ = ("disk", "error", "finished", "left", "lost", "slot", "task")
 
     def __init__(self, slot: Slot, disk: DiskCache) -> None:
         self.slot = slot
@@ -279,6 +281,7 @@ class _Answer:
         self.error: VddkfsError | None = None
         self.finished = False
         self.left = False
+        self.lost = False
         self.task: trio.lowlevel.Task | None = None
 
     def done(self, error: VddkfsError | None) -> None:
@@ -287,14 +290,15 @@ class _Answer:
         if self.task is not None:
             trio.lowlevel.reschedule(self.task)
             self.task = None
-        elif self.left:
+        elif self.left and not self.lost:
             self.disk.give_back(self.slot)
 
-    def moved(self) -> Moved | None:
+    def moved(self) -> Moved:
         disk, old = self.disk, self.slot
-        frame = disk.frame_nowait()
+        frame = disk.frame_at_once()
         if frame is None:
-            return None
+            self.lost = True
+            return None, lambda: disk.give_back(old)
         self.slot = frame.take_large()
         return self.slot, lambda: disk.give_back(old)
 
@@ -309,6 +313,7 @@ class _Answer:
 
             await trio.lowlevel.wait_task_rescheduled(abort)
         if self.error is not None:
-            self.disk.give_back(self.slot)
+            if not self.lost:
+                self.disk.give_back(self.slot)
             raise self.error
         return self.slot

@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a folder of VMDKs, a .vmx or a .vmdk")
     parser.add_argument("--json", action="store_true", help="print what vm.json would hold")
     parser.add_argument(
-        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="mount options"
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
+        help="mount options; follow_parents= is the one that matters here",
     )
 
 

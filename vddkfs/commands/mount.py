@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -72,17 +73,17 @@ def _serve(
     from vddkfs.daemon import Daemon
 
     fallback = log_path(place)
-    recent = logs.set_up(options.log, options.log_level, foreground, fallback)
+    log_to = logs.set_up(options.log, options.log_level, foreground, fallback)
     for left in source.left_out:
         log.warning("left out: %s", left.reason)
-    daemon = Daemon(source, place, options, lambda: list(recent.lines))
+    daemon = Daemon(source, place, options, log_to)
     try:
         trio.run(daemon.run, ready)
+        log_to.ended_well()
     except BaseExceptionGroup as group:
         raise _expected(group) from group
     finally:
-        logging.shutdown()
-        fallback.unlink(missing_ok=True)
+        log_to.close()
 
 
 def _expected(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -139,6 +140,11 @@ def _become_daemon(source: Source, place: str, options: MountOptions, tell: int)
     try:
         os.setsid()
         os.chdir("/")
+        # A background daemon has no terminal that could hang up, and a mount must outlive a
+        # stray SIGHUP.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.closerange(3, tell)
+        os.closerange(tell + 1, os.sysconf("SC_OPEN_MAX"))
         _serve(source, place, options, foreground=False, ready=ready)
         code = 0
     except VddkfsError as error:
@@ -146,7 +152,6 @@ def _become_daemon(source: Source, place: str, options: MountOptions, tell: int)
         if not said:
             say(code, str(error))
     except BaseException:
-        log.exception("a bug in vddkfs ended the daemon")
         if not said:
             sys.excepthook(*sys.exc_info())
     finally:

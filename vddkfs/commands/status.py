@@ -16,7 +16,7 @@ Ask the daemon of MOUNTPOINT what it is doing. Works also while a disk of the mo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where a vddkfs mount is")
     parser.add_argument("--json", action="store_true", help="print what .vddkfs/status.json holds")
 
 
@@ -54,5 +54,6 @@ def _print(found: dict[str, Any]) -> None:
         )
         for line in worker["last_errors"]:
             print(f"  {line}")
+    print(f"log: {found['log']}")
     for line in found["warnings"]:
         print(line)

@@ -5,8 +5,8 @@ import os
 import select
 
 from vddkfs.control import ask
-from vddkfs.errors import DaemonDied, NotMounted
-from vddkfs.mounts import FILE_SYSTEM, mounted_at, unmount
+from vddkfs.errors import DaemonDied, MountBusy, NotMounted
+from vddkfs.mounts import FILE_SYSTEM, holders, mounted_at, unmount
 from vddkfs.state import canonical, log_path, socket_path
 
 SUMMARY = "unmount, and wait for the daemon to be gone"
@@ -18,7 +18,7 @@ _SECONDS = 60.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="where a vddkfs mount is")
     parser.add_argument(
         "-l",
         "--lazy",
@@ -37,12 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
         daemon = os.pidfd_open(int(ask(place, "status")["pid"]))
     except (NotMounted, ProcessLookupError):
         # The daemon is dead, or hangs: the mount can go all the same.
-        unmount(place, lazy=arguments.lazy)
+        _unmount(place, arguments.lazy)
         socket_path(place).unlink(missing_ok=True)
         log_path(place).unlink(missing_ok=True)
         return 0
     try:
-        unmount(place, lazy=arguments.lazy)
+        _unmount(place, arguments.lazy)
         if not arguments.lazy and not select.select([daemon], [], [], _SECONDS)[0]:
             raise DaemonDied(
                 f"{place} is unmounted, but its daemon has not ended within {_SECONDS:g} s",
@@ -51,3 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         os.close(daemon)
     return 0
+
+
+def _unmount(place: str, lazy: bool) -> None:
+    try:
+        unmount(place, lazy=lazy)
+    except MountBusy as error:
+        raise MountBusy(
+            error.message, cause="; ".join(holders(place)), advice=error.advice
+        ) from None

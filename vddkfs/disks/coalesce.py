@@ -1,10 +1,13 @@
 """Running something once for many who ask, each served by a run that began after it asked."""
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from vddkfs.errors import VddkfsError
+
+log = logging.getLogger(__name__)
 
 
 class _Run:
@@ -46,6 +49,9 @@ class Coalesced:
                     await self._work()
                 except VddkfsError as error:
                     run.error = error
+                except Exception as error:
+                    log.exception("a bug in vddkfs")
+                    run.error = VddkfsError("a bug in vddkfs", cause=repr(error))
                 finally:
                     run.finished.set()
         finally:

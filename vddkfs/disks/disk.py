@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import trio
 
+from vddkfs.cache.arena import FRAME
 from vddkfs.cache.frames import DiskCache, SectorCache
 from vddkfs.disks.coalesce import Coalesced
 from vddkfs.disks.image import Image
@@ -56,7 +57,8 @@ class Disk:
                 cache=self.cache,
                 revalidate=self.revalidate,
                 nursery=nursery,
-                read_ahead=read_ahead,
+                # What is fetched ahead must not push itself out of a small cache.
+                read_ahead=min(read_ahead, max(FRAME, cache.arena.share_bytes // 4)),
             )
             for number in range(len(self.links))
         )
@@ -80,25 +82,27 @@ class Disk:
         await self._revalidated()
 
     async def _revalidate(self) -> None:
-        try:
-            now = await self.client.revalidate()
-        except StaleImage:
-            # A worker that had to be started for this found the change itself; look once more.
-            now = await self.client.revalidate()
+        now = await self.client.revalidate()
         if self._changed(now):
-            self._check_capacities(await self.client.reopen())
+            await self.client.reopen()
         elif now[-1] != self._identities[-1]:
             self._identities = now
             self.top.modified(now[-1])
+        self._check_capacities()
 
     def _opened(self, identities: tuple[LinkIdentity, ...]) -> None:
-        """Look at what a new worker has opened, before anybody reads from it."""
-        self._check_capacities(identities)
-        if self._changed(identities):
-            raise StaleImage(f"{self.name}: the source changed while its worker was away")
+        """Look at what a new worker has opened, before anybody reads from it.
+
+        If that is another disk, what was asked of the old one is still answered, but reaches
+        nobody: the images' generations have moved.
+        """
+        self._changed(identities)
+        self._check_capacities()
 
     def _changed(self, now: tuple[LinkIdentity, ...]) -> bool:
         """Say whether an image has become another disk, and make its open files stale if so."""
+        if len(now) != len(self.links):
+            raise StaleImage(f"disk {self.name}: it has {len(now)} links now")
         for number, (was, found) in enumerate(zip(self._identities, now, strict=True)):
             live = number == len(self.links) - 1
             change = was.replaced_by(found) if live else was.difference(found)
@@ -118,8 +122,9 @@ class Disk:
                 return True
         return False
 
-    def _check_capacities(self, identities: Sequence[LinkIdentity]) -> None:
-        for link, identity in zip(self.links, identities, strict=True):
+    def _check_capacities(self) -> None:
+        """Refuse to show a disk in files of another size, for as long as it has another size."""
+        for link, identity in zip(self.links, self._identities, strict=True):
             if link.capacity != identity.capacity:
                 raise StaleImage(
                     f"disk {self.name}: the capacity of {link.path} was {link.capacity} sectors "

@@ -21,7 +21,7 @@ from vddkfs.disks.partitions import PartitionTable, parse
 from vddkfs.engines.base import SECTOR, LinkIdentity, LinkInfo
 from vddkfs.engines.client import WorkerClient
 from vddkfs.engines.protocol import MapQuery
-from vddkfs.errors import StaleImage, VddkfsError
+from vddkfs.errors import EngineError, StaleImage, VddkfsError
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,6 @@ class Image:
         self._revalidate = revalidate
         self._nursery = nursery
         self._read_ahead = read_ahead
-        self._kernel_generation = 0
         self._zeros: ExtentMap | None = None
         self._fetching: trio.Event | None = None
         self._partitions: tuple[int, int, PartitionTable | None] | None = None
@@ -89,12 +88,11 @@ class Image:
         Raises VddkfsError if the source cannot be read any more.
         """
         await self._revalidate()
-        keep = self.frozen and self._kernel_generation == self.generation
-        self._kernel_generation = self.generation
         if not self.frozen:
             self._refresh()
         self.want_map()
-        return Handle(self, direct, keep, self._read_ahead)
+        # A frozen image that changed has become another inode: the kernel has nothing old of it.
+        return Handle(self, direct, self.frozen, self._read_ahead)
 
     async def read(self, handle: Handle, start: int, size: int) -> memoryview | bytes:
         """Return the *size* bytes from *start*; less only at the image's end.
@@ -207,14 +205,16 @@ class Image:
             query = MapQuery(count=total - fetched.known)
             try:
                 part = await self._client.map(self.number, fetched.known, query)
-            except VddkfsError as error:
+                if not part.extents:
+                    raise EngineError("a part of the allocation map is empty")
+                fetched.extend(part.extents)
+            except (VddkfsError, ValueError) as error:
                 failures += 1
                 if failures < MAP_FAILURES:
                     continue
                 log.warning("%s: no allocation map, so all is data: %s", self.name, error)
                 fetched.append(fetched.known, total - fetched.known, True)
                 break
-            fetched.extend(part.extents)
         return fetched
 
     async def map_when_known(self) -> ExtentMap:

@@ -15,8 +15,6 @@ from typing import Protocol
 
 import msgspec
 
-from vddkfs.errors import VddkfsError
-
 SECTOR = 512
 """Bytes in a sector: the unit of VMDK structures and of VDDK, whatever the guest's disk reports."""
 
@@ -126,19 +124,6 @@ class MapSlice(msgspec.Struct, frozen=True, array_like=True):
 
     extents: tuple[MapExtent, ...]
     next_sector: int
-
-
-class EngineError(VddkfsError):
-    """A read that an engine could not do: *link* is the VMDK, *sector* the place in the image."""
-
-    exit_code = 35
-
-    def __init__(
-        self, message: str, *, link: str = "", sector: int = -1, errno: int | None = None
-    ) -> None:
-        super().__init__(message, errno=errno)
-        self.link = link
-        self.sector = sector
 
 
 class Engine(Protocol):

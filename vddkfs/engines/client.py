@@ -14,6 +14,7 @@ be the main one: PR_SET_PDEATHSIG ends a child with the *thread* that made it.
 """
 
 import collections
+import contextlib
 import errno
 import itertools
 import logging
@@ -22,7 +23,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -30,12 +31,14 @@ from vddkfs.engines import protocol
 from vddkfs.engines.base import LinkIdentity, MapSlice
 from vddkfs.engines.process import Process, WorkerProcess
 from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
-from vddkfs.engines.requests import Call, Counters, Loan, Patience, ReadRequest, Request, nothing
-from vddkfs.errors import VddkfsError, WorkerFailed
+from vddkfs.engines.requests import Call, Counters, Loan, Patience, ReadRequest, Request, TakeBack
+from vddkfs.errors import EngineError, VddkfsError, WorkerFailed
 
 log = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT: Final = 128
+T = TypeVar("T")
+
+MAX_IN_FLIGHT: Final = 32
 """Requests sent and not answered; further ones wait here, where they can still be moved."""
 POLL_SECONDS: Final = 80e-6
 """How long an answer is looked for before the task sleeps, while answers come this quickly."""
@@ -81,7 +84,10 @@ class WorkerClient:
         self._backoff = 0.0
         self._last_activity = trio.current_time()
         self._quick = False
+        self._serving: trio.CancelScope | None = None
+        self._hanging = 0
         self._stopping = False
+        self._refusing = False
         self._reaper: trio.Nursery | None = None
 
     @property
@@ -110,6 +116,11 @@ class WorkerClient:
         """Have ``run``, when it is cancelled, end the process in good order and not by force."""
         self._stopping = True
 
+    def refuse(self) -> None:
+        """Fail everything that is asked, now and from now on: the mount is going down."""
+        self._refusing = True
+        self._fail_all(_going_down())
+
     def oldest_age(self) -> float:
         """Seconds since the oldest unanswered request was first made; 0 without one."""
         born = [r.born for r in itertools.chain(self._in_flight.values(), self._waiting)]
@@ -123,6 +134,9 @@ class WorkerClient:
         self._submit(request)
 
     def _submit(self, request: Request) -> None:
+        if self._refusing:
+            request.finish(_going_down(), b"", -1)
+            return
         now = trio.current_time()
         request.born = now
         if self._sock is None or len(self._in_flight) >= MAX_IN_FLIGHT or self._waiting:
@@ -130,6 +144,8 @@ class WorkerClient:
             self._wanted.set()
         else:
             self._send(request, now)
+            if len(self._in_flight) == 1:
+                self._wanted.set()
 
     def poll(self) -> None:
         """Look for an answer for a moment, if nothing else is under way and the last came quickly.
@@ -155,15 +171,20 @@ class WorkerClient:
 
     async def take_back(self, number: int) -> bool:
         """End a loan. False: the worker did not answer in time, and the loan goes on."""
+        if self._hanging:
+            return False
         if self._sock is None:
             del self._chunks[number]
             return True
-        call = Call(Op.TAKE_BACK, self._patience.op_timeout, chunk=number)
+        call = TakeBack(self._patience.op_timeout, number)
         self._submit(call)
-        with trio.move_on_after(1.0):
+        with trio.move_on_after(1.0), contextlib.suppress(VddkfsError):
             await call.wait()
             del self._chunks[number]
-            return True
+            return not self._hanging
+        if call in self._waiting:
+            self._waiting.remove(call)
+            return False
         # It may still come to take the message: lend the chunk again behind it.
         if self._sock is not None:
             self._submit(self._loan(number))
@@ -178,24 +199,37 @@ class WorkerClient:
     async def map(self, image: int, sector: int, query: MapQuery) -> MapSlice:
         """Return a part of the allocation map. Raises VddkfsError."""
         body = protocol.encode(query)
-        timeout = self._patience.op_timeout
-        return protocol.decode_map(
-            await self._ask(Call(Op.MAP, timeout, body, image=image, sector=sector))
-        )
+        call = Call(Op.MAP, self._patience.op_timeout, body, image=image, sector=sector)
+        return await self._ask(call, protocol.decode_map)
 
     async def revalidate(self) -> tuple[LinkIdentity, ...]:
         """Drop the worker's tables of the live link; return the identities as they are now."""
         call = Call(Op.REVALIDATE, self._patience.op_timeout)
-        return protocol.decode_identities(await self._ask(call))
+        return await self._ask(call, protocol.decode_identities)
 
     async def reopen(self) -> tuple[LinkIdentity, ...]:
-        """Have the chain opened anew, and return what it is now. Raises VddkfsError."""
-        call = Call(Op.OPEN, self._patience.open_timeout, protocol.encode(self.config))
-        return protocol.decode_identities(await self._ask(call))
+        """Have the chain opened anew, and return what it is now.
 
-    async def _ask(self, call: Call) -> bytes:
+        Raises the engine's error; the process, which has no chain then, is given up in good order.
+        """
+        call = Call(Op.OPEN, self._patience.open_timeout, protocol.encode(self.config))
+        try:
+            return await self._ask(call, protocol.decode_identities)
+        except VddkfsError:
+            self._sock = None
+            if self._serving is not None:
+                self._serving.cancel()
+            raise
+
+    async def _ask(self, call: Call, decode: Callable[[bytes], T]) -> T:
         self._submit(call)
-        return await call.wait()
+        body = await call.wait()
+        try:
+            return decode(body)
+        except protocol.GARBLED as error:
+            raise WorkerFailed(
+                f"{self.name}: an answer of the worker makes no sense", cause=str(error)
+            ) from error
 
     # The supervisor.
 
@@ -209,7 +243,7 @@ class WorkerClient:
                     await trio.sleep(self._backoff)
                     await self._one_process()
             finally:
-                self._fail_all(WorkerFailed("the mount is going down"))
+                self.refuse()
 
     async def _until_wanted(self) -> None:
         while not self._waiting:
@@ -245,11 +279,12 @@ class WorkerClient:
 
     async def _serve(self, process: Process) -> str:
         """Return why the process is of no more use."""
-        reason = _LOST
+        reason = _REFUSED
         opened = False
         refusal: VddkfsError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.forward_output)
+            nursery.start_soon(self._mind_budget)
             with trio.move_on_after(self._patience.open_timeout):
                 try:
                     opened = await self._open(process)
@@ -259,6 +294,7 @@ class WorkerClient:
                 nursery.cancel_scope.cancel()
             else:
                 self._sock = process.sock
+                self._serving = nursery.cancel_scope
                 self._waiting.extendleft(self._loan(number) for number in self._chunks)
                 self._pump()
 
@@ -271,6 +307,7 @@ class WorkerClient:
 
                 nursery.start_soon(until, lambda: self._receive(process.sock))
                 nursery.start_soon(until, self._watch)
+        self._serving = None
         if refusal is not None:
             raise refusal
         return reason if opened else "did not open the chain"
@@ -286,15 +323,20 @@ class WorkerClient:
             protocol.send(sock, header, protocol.encode(self.config))
             await trio.lowlevel.wait_readable(sock)
             packet, fd = protocol.receive(sock)
-        except OSError:
+        except (OSError, *protocol.GARBLED):
             return False
         if not packet:
             return False
-        status = protocol.REPLY.unpack_from(packet)[3]
-        body = protocol.body_of(packet, protocol.REPLY.size, fd)
-        if status:
-            raise protocol.decode_error(body, status)
-        self._opened(protocol.decode_identities(body))
+        try:
+            status = protocol.REPLY.unpack_from(packet)[3]
+            body = protocol.body_of(packet, protocol.REPLY.size, fd)
+            if status:
+                raise protocol.decode_error(body, status)
+            identities = protocol.decode_identities(body)
+        except protocol.GARBLED as error:
+            log.error("worker of %s: its first answer makes no sense: %s", self.name, error)
+            return False
+        self._opened(identities)
         return True
 
     async def _receive(self, sock: socket.socket) -> str:
@@ -316,7 +358,11 @@ class WorkerClient:
             if not packet:
                 return -1
             taken += 1
-            self._answer(packet, fd)
+            try:
+                self._answer(packet, fd)
+            except protocol.GARBLED as error:
+                log.error("worker of %s: an answer makes no sense: %s", self.name, error)
+                return -1
         if self._waiting:
             self._pump()
         return taken
@@ -331,14 +377,18 @@ class WorkerClient:
         if not isinstance(request, Loan):
             # The process is of use: the next loss is not the continuation of a series.
             self._backoff = 0.0
-        self._quick = now - (request.deadline - request.timeout) < 4 * POLL_SECONDS
+        self._quick = now - request.sent < 4 * POLL_SECONDS
         if not status:
             request.finish(None, packet, fd)
             return
         self.counters.errors += 1
-        error = protocol.decode_error(protocol.body_of(packet, protocol.REPLY.size, fd), status)
-        self._note(str(error))
-        request.finish(error, b"", -1)
+        error: VddkfsError = EngineError(os.strerror(status), errno=status)
+        try:
+            body = protocol.body_of(packet, protocol.REPLY.size, fd)
+            error = protocol.decode_error(body, status)
+        finally:
+            self._note(str(error))
+            request.finish(error, b"", -1)
 
     def _pump(self) -> None:
         """Send what waits, as far as the process may have it."""
@@ -352,7 +402,9 @@ class WorkerClient:
         assert self._sock is not None
         request.id = next(self._ids)
         header, body = request.packet()
-        request.deadline = now + request.timeout
+        request.sent = now
+        latest = request.born + self._patience.retry_budget
+        request.deadline = min(now + request.timeout, max(latest, now + _TICK))
         try:
             if body or request.fd >= 0:
                 protocol.send(self._sock, header, body, fd=request.fd)
@@ -371,18 +423,38 @@ class WorkerClient:
     async def _watch(self) -> str:
         """Return when a deadline is missed, or when the worker was idle for long."""
         while True:
-            await trio.sleep(_TICK)
-            now = trio.current_time()
-            if self._expire(now):
-                return f"did not answer within {self._patience.op_timeout:g} s"
-            idle = not self._in_flight and not self._waiting
-            if idle and now - self._last_activity > self._patience.idle_timeout:
-                return _IDLE
-            if self._waiting:
+            if self._in_flight or self._waiting:
+                await trio.sleep(_TICK)
+                now = trio.current_time()
+                if any(request.deadline < now for request in self._in_flight.values()):
+                    return f"did not answer within {self._patience.op_timeout:g} s"
                 self._pump()
+            elif await self._idle_too_long():
+                return _IDLE
 
-    def _expire(self, now: float) -> bool:
-        return any(request.deadline < now for request in self._in_flight.values())
+    async def _idle_too_long(self) -> bool:
+        """Sleep until there is something to do; say whether that took longer than it may."""
+        until = self._last_activity + self._patience.idle_timeout
+        self._wanted = trio.Event()
+        with trio.move_on_at(until):
+            await self._wanted.wait()
+        return not self._in_flight and not self._waiting and trio.current_time() >= until
+
+    async def _mind_budget(self) -> None:
+        """Give up what waits too long for a process that does not get ready."""
+        while self._sock is None:
+            await trio.sleep(_TICK)
+            self._expire_waiting()
+
+    def _expire_waiting(self) -> None:
+        now = trio.current_time()
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for request in waiting:
+            if now - request.born > self._patience.retry_budget:
+                self._give_up(request)
+            else:
+                self._waiting.append(request)
 
     def _lost(self, reason: str) -> None:
         """Tell the loss of a process, and wait longer before the next if it repeats."""
@@ -400,34 +472,33 @@ class WorkerClient:
 
         *hanging* is that process where it could not be reaped, and may still write to its slots.
         """
-        now = trio.current_time()
         lost = list(self._in_flight.values())
         self._in_flight.clear()
         freed: list[Callable[[], None]] = []
         again: list[Request] = []
         for request in lost:
-            free_later = request.move() if hanging is not None else nothing
-            if free_later is None:
-                self._give_up(request)
-                continue
-            freed.append(free_later)
-            self.counters.resent += not isinstance(request, Loan)
-            again.append(request)
-        waiting = [*again, *self._waiting]
-        self._waiting.clear()
-        for request in waiting:
-            if isinstance(request, Loan):
-                # The next process is lent every chunk anew.
-                continue
-            if now - request.born > self._patience.retry_budget:
-                self._give_up(request)
+            movable = True
+            if hanging is not None:
+                movable, free = request.move()
+                freed.append(free)
+            if movable and request.again:
+                self.counters.resent += 1
+                again.append(request)
             else:
-                self._waiting.append(request)
+                self._give_up(request)
+        # The next process is lent every chunk anew.
+        waiting = [r for r in self._waiting if not isinstance(r, Loan)]
+        self._waiting = collections.deque([*again, *waiting])
+        self._expire_waiting()
         if hanging is not None and self._reaper is not None:
+            self._hanging += 1
             log.error("worker of %s (pid %d) cannot be killed", self.name, hanging.pid)
             self._reaper.start_soon(self._reap_later, hanging, freed)
 
     def _give_up(self, request: Request) -> None:
+        if not request.again:
+            request.finish(WorkerFailed(f"{self.name}: the worker was lost"), b"", -1)
+            return
         error = WorkerFailed(
             f"{self.name}: no answer within {self._patience.retry_budget:g} s",
             cause=self.last_errors[-1] if self.last_errors else "",
@@ -438,6 +509,7 @@ class WorkerClient:
 
     async def _reap_later(self, process: Process, freed: Iterable[Callable[[], None]]) -> None:
         await process.reap(math.inf)
+        self._hanging -= 1
         for free in freed:
             free()
 
@@ -447,3 +519,7 @@ class WorkerClient:
         self._waiting.clear()
         for request in requests:
             request.finish(error, b"", -1)
+
+
+def _going_down() -> WorkerFailed:
+    return WorkerFailed("the mount is going down", errno=errno.EIO)

@@ -71,7 +71,14 @@ class WorkerProcess:
             theirs.close()
             os.close(output)
         self.pid = self._popen.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self._popen.kill()
+            self._popen.wait()
+            self.sock.close()
+            os.close(self._output)
+            raise
 
     async def forward_output(self) -> None:
         """Log every line that the process prints, until it ends."""

@@ -21,8 +21,16 @@ from typing import Final
 
 import msgspec
 
-from vddkfs.engines.base import EngineError, LinkIdentity, MapSlice
-from vddkfs.errors import ALL_ERRORS, VddkfsError
+from vddkfs.engines.base import LinkIdentity, MapSlice
+from vddkfs.errors import ALL_ERRORS, EngineError, VddkfsError
+
+
+class GarbledMessage(Exception):
+    """A message between the daemon and its worker was cut short or lost a part."""
+
+
+GARBLED: Final = (struct.error, msgspec.MsgspecError, GarbledMessage)
+"""What a message that the other end should not have sent makes the functions below raise."""
 
 
 class Op(IntEnum):
@@ -73,7 +81,7 @@ class MapQuery(msgspec.Struct, frozen=True):
 
     count: int
     limit: int = 2048
-    seconds: float = 0.2
+    seconds: float = 0.02
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -118,9 +126,16 @@ def decode_error(body: bytes, status: int) -> VddkfsError:
     if not body:
         return EngineError(os.strerror(status), errno=status)
     told = msgspec.msgpack.decode(body, type=ErrorBody)
-    kind = _KINDS.get(told.kind)
-    if kind is None:
-        return EngineError(told.message, link=told.link, sector=told.sector, errno=told.errno)
+    kind = _KINDS.get(told.kind, EngineError)
+    if kind is EngineError:
+        return EngineError(
+            told.message,
+            cause=told.cause,
+            advice=told.advice,
+            errno=told.errno,
+            link=told.link,
+            sector=told.sector,
+        )
     return kind(told.message, cause=told.cause, advice=told.advice, errno=told.errno)
 
 
@@ -198,7 +213,7 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, int]:
     if message_flags & _CUT:
         if fd >= 0:
             os.close(fd)
-        raise EngineError("a message between the daemon and its worker was cut short")
+        raise GarbledMessage("it was cut short")
     return data, fd
 
 
@@ -207,13 +222,13 @@ def body_of(packet: bytes, header_size: int, fd: int) -> bytes:
     if not packet[1] & BODY_IN_FD:
         return packet[header_size:]
     if fd < 0:
-        raise EngineError("a message between the daemon and its worker lost its body")
+        raise GarbledMessage("its body is missing")
     with open(fd, "rb") as file:
         # The descriptor shares its position with the one that wrote.
         file.seek(0)
         content = file.read(MAX_BODY + 1)
     if len(content) > MAX_BODY:
-        raise EngineError(f"a message of more than {MAX_BODY} bytes was refused")
+        raise GarbledMessage(f"it is longer than {MAX_BODY} bytes")
     return content
 
 

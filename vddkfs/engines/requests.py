@@ -8,7 +8,7 @@ import trio
 
 from vddkfs.engines import protocol
 from vddkfs.engines.protocol import Op
-from vddkfs.errors import VddkfsError
+from vddkfs.errors import VddkfsError, WorkerFailed
 
 
 class Target(Protocol):
@@ -18,20 +18,25 @@ class Target(Protocol):
     offset: int
 
 
-Moved = tuple[Target, Callable[[], None]]
-"""A new target, and what to call when nobody can write to the old one any more."""
+Moved = tuple[Target | None, Callable[[], None]]
+"""A new target, or None where there is no memory for one; and what to call when nobody can write to
+the old one any more."""
 Done = Callable[[VddkfsError | None], None]
 
 
 class Request:
     """One message to the worker that has an answer. *timeout* is in seconds from sending it."""
 
-    __slots__ = ("born", "deadline", "id", "timeout")
+    __slots__ = ("born", "deadline", "id", "sent", "timeout")
+
+    again = True
+    """Whether it is sent to another process when the one that has it is lost."""
 
     def __init__(self, timeout: float) -> None:
         self.id = 0
         self.timeout = timeout
         self.born = math.inf
+        self.sent = math.inf
         self.deadline = math.inf
 
     @property
@@ -47,9 +52,12 @@ class Request:
         """Take the answer (or the error), once."""
         raise AssertionError("a request takes its answer")
 
-    def move(self) -> Callable[[], None] | None:
-        """Prepare to be sent again while the old worker may still write; None: it cannot be."""
-        return nothing
+    def move(self) -> tuple[bool, Callable[[], None]]:
+        """Prepare to be sent again while the old worker may still write.
+
+        Returns whether it can be, and what to call when that worker is gone.
+        """
+        return True, nothing
 
 
 class ReadRequest(Request):
@@ -66,7 +74,7 @@ class ReadRequest(Request):
         count: int,
         target: Target,
         done: Done,
-        moved: Callable[[], Moved | None],
+        moved: Callable[[], Moved],
         direct: bool = False,
     ) -> None:
         super().__init__(0.0)
@@ -96,19 +104,20 @@ class ReadRequest(Request):
         """Tell whoever wanted the data."""
         self.done(error)
 
-    def move(self) -> Callable[[], None] | None:
-        """Take a new target, or give up where there is no memory for one."""
-        moved = self.moved()
-        if moved is None:
-            return None
-        self.target, freed = moved
-        return freed
+    def move(self) -> tuple[bool, Callable[[], None]]:
+        """Take a new target; without memory for one the request cannot be sent again."""
+        target, freed = self.moved()
+        if target is not None:
+            self.target = target
+        return target is not None, freed
 
 
 class Loan(Request):
     """Lend the chunk *number*, a memfd of *size* bytes, to the worker. Each process is told."""
 
     __slots__ = ("_fd", "number", "size")
+
+    again = False
 
     def __init__(self, timeout: float, number: int, fd: int, size: int) -> None:
         super().__init__(timeout)
@@ -154,8 +163,8 @@ class Call(Request):
         if error is None:
             try:
                 self._reply = protocol.body_of(reply, protocol.REPLY.size, fd)
-            except VddkfsError as problem:
-                self._error = problem
+            except protocol.GARBLED as problem:
+                self._error = WorkerFailed(f"an answer of the worker makes no sense: {problem}")
         self._event.set()
 
     async def wait(self) -> bytes:
@@ -164,6 +173,17 @@ class Call(Request):
         if self._error is not None:
             raise self._error
         return self._reply
+
+
+class TakeBack(Call):
+    """End the loan of chunk *number*. A process that is lost has ended it by itself."""
+
+    __slots__ = ()
+
+    again = False
+
+    def __init__(self, timeout: float, number: int) -> None:
+        super().__init__(Op.TAKE_BACK, timeout, chunk=number)
 
 
 class Patience:

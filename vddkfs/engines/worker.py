@@ -26,9 +26,9 @@ from collections.abc import Callable
 import msgspec
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import SECTOR, Engine, EngineError
+from vddkfs.engines.base import SECTOR, Engine
 from vddkfs.engines.protocol import EngineConfig, Op
-from vddkfs.errors import VddkfsError
+from vddkfs.errors import EngineError, VddkfsError
 
 READ_THREADS = 8
 SPIN_SECONDS = 100e-6
@@ -155,7 +155,7 @@ class Worker:
         into = self._chunks[chunk][1][offset : offset + count * SECTOR]
         try:
             done = engine.read_nowait(image, sector, count, into, bool(flags & protocol.DIRECT))
-        except VddkfsError as error:
+        except (VddkfsError, ValueError) as error:
             self._fail(Op.READ, request_id, error)
             return
         if done:
@@ -169,10 +169,11 @@ class Worker:
         into = self._chunks[chunk][1][offset : offset + count * SECTOR]
         try:
             self._engine.read(image, sector, count, into, bool(flags & protocol.DIRECT))
-        except VddkfsError as error:
+        except Exception as error:
+            # Whatever it is, the reader is told, and the thread goes on to the next read.
+            if not isinstance(error, VddkfsError | OSError):
+                traceback.print_exc()
             self._fail(Op.READ, request_id, error)
-        except OSError as error:
-            self._fail(Op.READ, request_id, EngineError(str(error), errno=error.errno))
         else:
             self._reply(Op.READ, 0, request_id)
 
@@ -180,14 +181,17 @@ class Worker:
         request_id = protocol.REQUEST.unpack_from(packet)[4]
         try:
             body = self._perform(packet, fd)
-        except VddkfsError as error:
+        except (VddkfsError, OSError, ValueError) as error:
             self._fail(packet[0], request_id, error)
-        except OSError as error:
-            self._fail(packet[0], request_id, EngineError(str(error), errno=error.errno))
         else:
             self._reply(packet[0], 0, request_id, body)
 
-    def _fail(self, op: int, request_id: int, error: VddkfsError) -> None:
+    def _fail(self, op: int, request_id: int, error: Exception) -> None:
+        """Tell *error*. A ValueError is a request that does not fit the chain as it is now."""
+        if isinstance(error, OSError):
+            error = EngineError(str(error), errno=error.errno)
+        elif not isinstance(error, VddkfsError):
+            error = EngineError(str(error))
         self._reply(op, error.errno, request_id, protocol.encode_error(error))
 
     def _perform(self, packet: bytes, fd: int) -> bytes:

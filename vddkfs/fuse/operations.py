@@ -17,8 +17,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import trio
 
 from vddkfs.disks.image import Handle
-from vddkfs.engines.base import EngineError
-from vddkfs.errors import VddkfsError
+from vddkfs.errors import EngineError, VddkfsError
 from vddkfs.fuse.tree import Folder, Node, Text, Tree, Window
 from vddkfs.options import MountOptions
 
@@ -104,16 +103,18 @@ class Operations(pyfuse3.Operations):
             entry.st_size = node.size
             entry.st_nlink = node.links
             entry.st_blksize = 1024 * 1024
-            entry.st_blocks = _allocated(node) // 512
+            entry.st_blocks = node.allocated_bytes() // 512
             settled = node.image.map is not None and node.image.frozen
             entry.attr_timeout = STATIC if settled else 0.0
+            if node.folder is not None:
+                entry.entry_timeout = 0.0
             mtime = node.image.mtime_ns
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime
         return entry
 
     async def _fresh(self, node: Node) -> pyfuse3.EntryAttributes:
         """Return the attributes of a node that somebody looks at."""
-        if isinstance(node, Text) and (node.changing or not node.size):
+        if isinstance(node, Text) and not node.costly and (node.changing or not node.size):
             node.size = len(await node.render())
         elif isinstance(node, Window):
             node.image.want_map()
@@ -195,6 +196,11 @@ class Operations(pyfuse3.Operations):
         except VddkfsError as error:
             log.error("%s cannot be opened: %s", node.image.name, error)
             raise
+        await node.check()
+        if node.stale:
+            # The open found the source changed. On ESTALE the kernel looks the name up again, and
+            # opens the inode that shows the disk as it is now.
+            raise pyfuse3.FUSEError(errno.ESTALE)
         self._handles[number] = (node, handle)
         return pyfuse3.FileInfo(fh=number, direct_io=False, keep_cache=handle.keep_cache)
 
@@ -253,10 +259,13 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def _lseek(self, inode: int, offset: int, whence: int) -> int:
         node = self._node(inode)
-        if not isinstance(node, Window):
-            raise pyfuse3.FUSEError(errno.ENOSYS if isinstance(node, Text) else errno.EISDIR)
+        if not isinstance(node, Text | Window):
+            raise pyfuse3.FUSEError(errno.EISDIR)
         if not 0 <= offset < node.size:
             raise pyfuse3.FUSEError(errno.ENXIO)
+        if isinstance(node, Text):
+            # ENOSYS would make the kernel ask no more, for any file of the mount.
+            return offset if whence == os.SEEK_DATA else node.size
         if whence == os.SEEK_DATA:
             found = await node.image.seek_data(node.start + offset) - node.start
             if found >= node.size:
@@ -310,17 +319,6 @@ class Operations(pyfuse3.Operations):
         return {_XATTR + key: value for key, value in values.items()}
 
 
-def _allocated(window: Window) -> int:
-    """Return the bytes of data in a window: exact once the map is known, below the size before."""
-    image = window.image
-    if window.whole:
-        return image.allocated_bytes()
-    if image.map is None:
-        return max(0, min(image.allocated_bytes(), window.size - _BLOCK))
-    first, last = window.start // 512, -(-(window.start + window.size) // 512)
-    return 512 * sum(run.count for run in image.map.runs(first, last) if run.data)
-
-
 def _refuse(name: str) -> Callable[..., Awaitable[None]]:
     async def refuse(self: Operations, *args: object, **kwargs: object) -> None:
         raise pyfuse3.FUSEError(errno.EROFS)
@@ -347,19 +345,32 @@ for _name in (
     setattr(Operations, _name, _refuse(_name))
 
 
-def drop_page_cache(nursery: trio.Nursery, inodes: Sequence[int]) -> None:
-    """Have the kernel forget what it has of *inodes*, soon, without waiting for it here.
+def forget_in_kernel(nursery: trio.Nursery, forgotten: Sequence[tuple[int, str, int]]) -> None:
+    """Have the kernel forget names and cached data, soon, without waiting for it here.
 
-    The kernel waits for reads that are under way, which this thread has to answer.
+    *forgotten* is (folder, name, inode). The kernel waits for reads that are under way, which this
+    thread has to answer; the daemon's end must not wait for the kernel.
     """
 
-    async def drop(inode: int) -> None:
-        try:
-            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode)
-        except OSError as error:
-            # ENOENT: the kernel does not know the inode, and so has nothing of it.
-            if error.errno != errno.ENOENT:
-                log.warning("the kernel may still have old data of inode %d: %s", inode, error)
+    def forget(folder: int, name: str, inode: int) -> None:
+        for call in (
+            functools.partial(pyfuse3.invalidate_entry, folder, os.fsencode(name)),
+            functools.partial(pyfuse3.invalidate_inode, inode),
+        ):
+            try:
+                call()
+            except OSError as error:
+                # ENOENT: the kernel does not know it, and so has nothing of it.
+                if error.errno != errno.ENOENT:
+                    log.warning("the kernel may keep old data of %s: %s", name, error)
 
-    for inode in inodes:
-        nursery.start_soon(drop, inode)
+    # Of its own, so that these threads keep nobody who makes memory for reads waiting.
+    limiter = trio.CapacityLimiter(4)
+
+    async def in_thread(folder: int, name: str, inode: int) -> None:
+        await trio.to_thread.run_sync(
+            forget, folder, name, inode, abandon_on_cancel=True, limiter=limiter
+        )
+
+    for entry in forgotten:
+        nursery.start_soon(in_thread, *entry)

@@ -3,7 +3,6 @@
 Imported before anything imports pyfuse3: the C module has to be in the process first.
 """
 
-import contextlib
 import errno
 import importlib
 import logging
@@ -83,9 +82,16 @@ def mount(operations: pyfuse3.Operations, mountpoint: str, source: str, allow_ot
         raise FuseUnavailable(
             f"{mountpoint}: the kernel or fusermount3 refused the mount",
             cause=str(error),
-            advice="see the line above; allow_other for a user other than root needs "
-            "user_allow_other in /etc/fuse.conf",
+            advice=_refusal_advice(allow_other),
         ) from error
+
+
+def _refusal_advice(allow_other: bool) -> str:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "you may not open /dev/fuse: mount as root, or have its permissions changed"
+    if allow_other and os.geteuid() != 0:
+        return "allow_other needs user_allow_other in /etc/fuse.conf"
+    return "see the line that libfuse printed above"
 
 
 def _option_text(text: str) -> str:
@@ -136,12 +142,6 @@ def raise_read_ahead(mountpoint: str) -> str:
     return ""
 
 
-def terminate() -> None:
-    """Have ``serve`` return, whatever is open."""
-    pyfuse3.terminate()
-
-
-def close(unmount: bool) -> None:
-    """End the session; *unmount* also where files are open (they then see ENOTCONN)."""
-    with contextlib.suppress(RuntimeError):
-        pyfuse3.close(unmount=unmount)
+def close() -> None:
+    """End the session and the mount, also where files are open (they then see ENOTCONN)."""
+    pyfuse3.close(unmount=True)

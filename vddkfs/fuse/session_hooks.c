@@ -120,12 +120,21 @@ EXPORT struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
 EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 {
     static receive_fn *next = NULL;
+    static int ready_fd = -1;
+    int fd = fuse_session_fd(se);
     int res;
 
     if (next == NULL)
         next = (receive_fn *)dlsym(RTLD_NEXT, "fuse_session_receive_buf");
     if (next == NULL)
         return -ENOSYS;
+    if (fd != ready_fd) {
+        int flags = fcntl(fd, F_GETFL);
+
+        if (flags >= 0)
+            fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+        ready_fd = fd;
+    }
     res = next(se, buf);
     return res == -EAGAIN ? -EINTR : res;
 }

@@ -4,12 +4,14 @@ Inode numbers follow from the order of disks, links and partitions, so that the 
 same numbers at every mount: each disk has a range of 2^20 of its own.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from vddkfs.disks.disk import Disk
+from vddkfs.disks.extents import ExtentMap
 from vddkfs.disks.image import Image
-from vddkfs.disks.partitions import PartitionTable
+from vddkfs.disks.partitions import Partition, PartitionTable
+from vddkfs.engines.base import SECTOR
 
 ROOT: Final = 1
 _VM_JSON: Final = 2
@@ -17,6 +19,8 @@ _CONTROL: Final = 3
 _STATUS: Final = 4
 _DISK_RANGE: Final = 1 << 20
 _INFO, _MAP, _CHAIN, _PARTITIONS = 1, 2, 3, 4
+_GENERATION: Final = 1 << 48
+"""Added to the inode number of an image each time that it becomes another disk."""
 _FIRST_IMAGE: Final = 0x1000
 _FIRST_PARTITION: Final = 0x4000
 
@@ -48,29 +52,78 @@ class Folder(Node):
 
 
 class Text(Node):
-    """A file whose content is made when it is opened. *size* is that of the last content made."""
+    """A file whose content is made when it is opened. *size* is that of the last content made.
 
-    def __init__(self, inode: int, mtime_ns: int, render: Render, changing: bool = True) -> None:
+    *changing*: another one may be made each time. *costly*: not for a mere look at the size.
+    """
+
+    def __init__(
+        self,
+        inode: int,
+        mtime_ns: int,
+        render: Render,
+        changing: bool = True,
+        costly: bool = False,
+    ) -> None:
         super().__init__(inode, mtime_ns)
         self.render = render
         self.changing = changing
+        self.costly = costly
         self.size = 0
 
 
 class Window(Node):
-    """A read-only view of [*start*, *start* + *size*) of an image, in bytes."""
+    """A read-only view of [*start*, *start* + *size*) of an image, in bytes.
 
-    def __init__(self, inode: int, image: Image, start: int, size: int, links: int = 1) -> None:
+    *folder* is the one that found it, for a partition.
+    """
+
+    def __init__(
+        self,
+        inode: int,
+        image: Image,
+        start: int,
+        size: int,
+        links: int = 1,
+        folder: "Partitions | None" = None,
+    ) -> None:
         super().__init__(inode, image.mtime_ns)
         self.image = image
         self.start = start
         self.size = size
         self.links = links
+        self.folder = folder
+        self.stale = False
+        """Set when another inode shows what is at this place now."""
+        self._allocated: tuple[ExtentMap, int] | None = None
 
-    @property
-    def whole(self) -> bool:
-        """Say whether this is the image itself and not a partition."""
-        return self.start == 0 and self.size == self.image.capacity
+    def renewed(self, start: int, size: int) -> "Window":
+        """Return the node that shows what is here from now on; this one goes stale.
+
+        It is another inode, because the kernel keeps what was read by inode: a file opened before
+        must not be shown what one opened later has read.
+        """
+        self.stale = True
+        inode = self.inode + _GENERATION
+        return Window(inode, self.image, start, size, self.links, self.folder)
+
+    async def check(self) -> None:
+        """See whether a partition is still where it was; it is stale otherwise."""
+        if self.folder is not None:
+            await self.folder.entries()
+
+    def allocated_bytes(self) -> int:
+        """Return the bytes of data: exact once the map is known, below the size before that."""
+        image = self.image
+        if self.size == image.capacity:
+            return image.allocated_bytes()
+        if image.map is None:
+            return max(0, min(image.allocated_bytes(), self.size - 4096))
+        if self._allocated is None or self._allocated[0] is not image.map:
+            first, last = self.start // SECTOR, -(-(self.start + self.size) // SECTOR)
+            count = sum(run.count for run in image.map.runs(first, last) if run.data)
+            self._allocated = image.map, count * SECTOR
+        return self._allocated[1]
 
 
 class Partitions(Folder):
@@ -81,6 +134,7 @@ class Partitions(Folder):
         self._image = image
         self._first_inode = first_inode
         self._table: PartitionTable | None = None
+        self._known: dict[int, Window] = {}
         self.found: Callable[[Node], None] | None = None
 
     async def entries(self) -> Mapping[str, Node]:
@@ -88,17 +142,29 @@ class Partitions(Folder):
         table = await self._image.partitions()
         if table is not self._table:
             self._table = table
-            self.children = dict(self._windows(table))
-            for node in self.children.values():
-                if self.found is not None:
-                    self.found(node)
+            parts = [part for part in table.partitions if part.size] if table is not None else []
+            self.children = {
+                f"{part.number}.raw": self._window(part)
+                for part in parts
+                if part.type not in _EXTENDED
+            }
+            for number, window in self._known.items():
+                if f"{number}.raw" not in self.children:
+                    window.stale = True
         return self.children
 
-    def _windows(self, table: PartitionTable | None) -> Iterator[tuple[str, Node]]:
-        for part in table.partitions if table is not None else ():
-            if part.type not in _EXTENDED and part.size:
-                inode = self._first_inode + part.number
-                yield f"{part.number}.raw", Window(inode, self._image, part.start, part.size)
+    def _window(self, part: Partition) -> Window:
+        """Return the node of *part*: the one it had, if it is where it was."""
+        window = self._known.get(part.number)
+        if window is None:
+            inode = self._first_inode + part.number
+            window = Window(inode, self._image, part.start, part.size, folder=self)
+        elif window.stale or (window.start, window.size) != (part.start, part.size):
+            window = window.renewed(part.start, part.size)
+        self._known[part.number] = window
+        if self.found is not None:
+            self.found(window)
+        return window
 
 
 class Tree:
@@ -132,7 +198,30 @@ class Tree:
         self._enter(folder, "chain", chain)
         self._enter(folder, "partitions", partitions)
         self._enter(folder, "info.json", Text(base + _INFO, mtime, info, changing=False))
-        self._enter(folder, "map.json", Text(base + _MAP, mtime, allocation))
+        self._enter(folder, "map.json", Text(base + _MAP, mtime, allocation, costly=True))
+
+    def renew(self, image: Image) -> list[tuple[int, str, int]]:
+        """Give every file of *image* a new inode.
+
+        Returns (folder, name, old inode) of each, which the kernel is to forget.
+        """
+        fresh: dict[Window, Window] = {}
+        forgotten = []
+        for folder in [node for node in self.nodes.values() if isinstance(node, Folder)]:
+            for name, node in list(folder.children.items()):
+                if not isinstance(node, Window) or node.image is not image:
+                    continue
+                forgotten.append((folder.inode, name, node.inode))
+                if node.folder is not None:
+                    # Its folder looks for the partitions of the new disk when somebody asks.
+                    node.stale = True
+                    del folder.children[name]
+                    continue
+                if node not in fresh:
+                    fresh[node] = node.renewed(node.start, node.size)
+                    self._add(fresh[node])
+                folder.children[name] = fresh[node]
+        return forgotten
 
     def _enter(self, folder: Folder, name: str, node: Node) -> None:
         folder.children[name] = node

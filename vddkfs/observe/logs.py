@@ -4,13 +4,17 @@ A daemon in the foreground logs to stderr; one in the background to syslog where
 to a file in the state folder that goes away with the mount. ``log=`` overrides both.
 """
 
+import errno
 import logging
 import logging.handlers
+import queue
 import re
 import sys
 from collections import deque
 from pathlib import Path
 from typing import Final
+
+from vddkfs.errors import UsageError
 
 _LINE: Final = "%(asctime)s %(levelname)s %(message)s"
 _SYSLOG: Final = Path("/dev/log")
@@ -60,35 +64,70 @@ class Recent(logging.Handler):
         self.lines.append(self.format(record))
 
 
-def set_up(target: str, level: str, foreground: bool, fallback: Path) -> Recent:
+class Log:
+    """The log of a running daemon: *target* is where it goes, ``recent`` its last warnings.
+
+    Lines are written by a thread, so that a slow disk or syslog keeps no request waiting.
+    """
+
+    def __init__(self, target: str, handler: logging.Handler, fallback: Path) -> None:
+        self.target = target
+        self.recent = Recent()
+        self._fallback = fallback if target == str(fallback) else None
+        lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        self._handlers: list[logging.Handler] = [logging.handlers.QueueHandler(lines), self.recent]
+        self._listener = logging.handlers.QueueListener(lines, handler)
+        self._writer = handler
+        root = logging.getLogger()
+        for each in self._handlers:
+            each.addFilter(Redaction())
+            root.addHandler(each)
+        self._listener.start()
+
+    def ended_well(self) -> None:
+        """Remove the file of the state folder: nobody has to look for what went wrong."""
+        if self._fallback is not None:
+            self._fallback.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Write what is left, and stop."""
+        for each in self._handlers:
+            logging.getLogger().removeHandler(each)
+        self._listener.stop()
+        self._writer.close()
+
+
+def set_up(target: str, level: str, foreground: bool, fallback: Path) -> Log:
     """Send the log to *target* (see ``log=``); *fallback* is the file of the state folder.
 
-    Returns the handler that remembers the last warnings. Raises OSError if a file cannot be opened.
+    Starts a thread: not before a fork. Raises UsageError if the target cannot be opened.
     """
-    recent = Recent()
-    handlers: list[logging.Handler] = [_handler(target, foreground, fallback), recent]
-    root = logging.getLogger()
-    root.setLevel(level.upper())
-    for handler in handlers:
-        handler.addFilter(Redaction())
-        root.addHandler(handler)
-    # pyfuse3 tells every request at debug level, which hides what vddkfs says there.
-    logging.getLogger("pyfuse3").setLevel(logging.INFO)
-    return recent
-
-
-def _handler(target: str, foreground: bool, fallback: Path) -> logging.Handler:
     if target == "auto":
         background = "syslog" if _SYSLOG.is_socket() else str(fallback)
         target = "stderr" if foreground else background
+    try:
+        handler = _handler(target)
+    except OSError as error:
+        raise UsageError(
+            f"log={target} cannot be opened", cause=str(error), advice="name another place for it"
+        ) from None
+    logging.getLogger().setLevel(level.upper())
+    # pyfuse3 tells every request at debug level, which hides what vddkfs says there.
+    logging.getLogger("pyfuse3").setLevel(logging.INFO)
+    return Log(target, handler, fallback)
+
+
+def _handler(target: str) -> logging.Handler:
     handler: logging.Handler
     if target == "stderr":
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("vddkfs: %(levelname)s %(message)s"))
     elif target == "syslog":
+        if not _SYSLOG.is_socket():
+            raise FileNotFoundError(errno.ENOENT, "no syslog daemon listens", str(_SYSLOG))
         handler = logging.handlers.SysLogHandler(str(_SYSLOG), facility="daemon")
         handler.setFormatter(logging.Formatter("vddkfs[%(process)d]: %(levelname)s %(message)s"))
     else:
-        handler = logging.FileHandler(target, encoding="utf-8")
+        handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter(_LINE))
     return handler

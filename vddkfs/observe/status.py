@@ -8,6 +8,7 @@ from typing import Any
 from vddkfs import __version__
 from vddkfs.cache.arena import Arena
 from vddkfs.disks.disk import Disk
+from vddkfs.observe.logs import Log
 
 
 class StatusReport:
@@ -21,9 +22,7 @@ class StatusReport:
         self._started = time.time()
         self._since = time.monotonic()
 
-    def collect(
-        self, session: dict[str, int], open_files: int, warnings: Sequence[str]
-    ) -> dict[str, Any]:
+    def collect(self, session: dict[str, int], open_files: int, log: Log) -> dict[str, Any]:
         """Return the report."""
         return {
             "vddkfs": __version__,
@@ -44,7 +43,8 @@ class StatusReport:
                 "evictions": sum(d.cache.evictions for d in self._disks),
             },
             "disks": [_disk(disk) for disk in self._disks],
-            "warnings": list(warnings),
+            "log": log.target,
+            "warnings": list(log.recent.lines),
         }
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from vddkfs.engines.base import EngineError, LinkIdentity, MapExtent, MapSlice
+from vddkfs.engines.base import LinkIdentity, MapExtent, MapSlice
 from vddkfs.engines.vmdk.extents import (
     ABSENT,
     AT_ABSENT,
@@ -24,6 +24,7 @@ from vddkfs.engines.vmdk.extents import (
 )
 from vddkfs.engines.vmdk.link import OpenLink, open_link
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES, TableCache
+from vddkfs.errors import EngineError
 
 _NOWAIT: Final = os.RWF_NOWAIT
 _NO_SUCH_FLAG: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)

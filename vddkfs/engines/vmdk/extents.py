@@ -20,9 +20,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from vddkfs.engines.base import EngineError
 from vddkfs.engines.vmdk.files import OpenFile
 from vddkfs.engines.vmdk.text import printable
+from vddkfs.errors import EngineError
 
 ABSENT: Final = 0
 """Kind: not in this link; its parent has it, and below the base it is zeros."""

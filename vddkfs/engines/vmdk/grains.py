@@ -14,7 +14,6 @@ from array import array
 from collections.abc import Iterator
 from itertools import repeat
 
-from vddkfs.engines.base import EngineError
 from vddkfs.engines.vmdk.extents import (
     ABSENT,
     AT_ABSENT,
@@ -30,6 +29,7 @@ from vddkfs.engines.vmdk.files import OpenFile
 from vddkfs.engines.vmdk.sparse import ENTRIES_PER_TABLE, ZERO_ENTRY, SparseHeader
 from vddkfs.engines.vmdk.tables import EMPTY_TABLE, TableCache, to_entries
 from vddkfs.engines.vmdk.text import printable
+from vddkfs.errors import EngineError
 
 _INDEX_MASK = ENTRIES_PER_TABLE - 1
 _TABLE_BYTES = ENTRIES_PER_TABLE * 4
