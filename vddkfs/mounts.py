@@ -66,6 +66,11 @@ def check_mountpoint(place: str) -> None:
         raise AccessDenied(
             f"{place}: you may not look into that folder", advice="name a folder of your own"
         ) from None
+    if os.geteuid() != 0 and not os.access(place, os.W_OK):
+        raise AccessDenied(
+            f"{place}: you may not mount on a folder that you may not write",
+            advice="name a folder of your own",
+        )
     if names:
         raise BadMountpoint(
             f"{place}: the folder is not empty", advice="name an empty folder, or a new one"
@@ -78,6 +83,11 @@ def check_fuse() -> None:
         raise FuseUnavailable(
             f"{FUSE_DEVICE} is missing",
             advice="load the module with `modprobe fuse`; a container has to be given the device",
+        )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise FuseUnavailable(
+            f"{FUSE_DEVICE}: you may not open it",
+            advice="mount as root, or have the device's permissions changed",
         )
 
 
@@ -114,7 +124,7 @@ def holders(place: str) -> list[str]:
             held = _held_by(process, place)
             if held:
                 with contextlib.suppress(OSError):
-                    name = (process / "comm").read_text().strip()
+                    name = (process / "comm").read_text("utf-8", "backslashreplace").strip()
                     found.append(f"{name} (pid {process.name}) has {held}")
     return found
 

@@ -21,7 +21,7 @@ from vddkfs.cache.arena import FRAME, SMALL, Slot
 from vddkfs.cache.frames import DiskCache
 from vddkfs.engines.base import SECTOR
 from vddkfs.engines.requests import Moved, ReadRequest
-from vddkfs.errors import VddkfsError
+from vddkfs.errors import EngineError, VddkfsError
 
 FETCHES_AHEAD: Final = 24
 """Frames that read-ahead may have under way for one disk."""
@@ -123,9 +123,16 @@ class ImageCache:
     async def read(self, start: int, end: int, large: bool) -> memoryview | bytes:
         """Return [*start*, *end*), fetching what is missing; whole frames of it if *large*.
 
-        Raises VddkfsError if a fetch fails. Cancellation leaves the fetches running.
+        Raises VddkfsError if a fetch fails: of this range, not of what would have been fetched
+        along with it. Cancellation leaves the fetches running.
         """
-        large = large or end - start > SMALL
+        try:
+            return await self._read_runs(start, end, large or end - start > SMALL)
+        except EngineError:
+            # Some part of a run is damaged; it may not be the part that was asked for.
+            return await self.read_direct(start, end)
+
+    async def _read_runs(self, start: int, end: int, large: bool) -> memoryview | bytes:
         run = await self._run_at(start, large)
         if end <= run.end:
             return await self._part(run, start, end)

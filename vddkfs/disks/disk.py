@@ -86,6 +86,8 @@ class Disk:
         if self._changed(now):
             await self.client.reopen()
         elif now[-1] != self._identities[-1]:
+            if now[-1].problem and now[-1].problem != self._identities[-1].problem:
+                log.error("disk %s can be read in part only: %s", self.name, now[-1].problem)
             self._identities = now
             self.top.modified(now[-1])
         self._check_capacities()

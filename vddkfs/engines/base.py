@@ -51,13 +51,15 @@ class LinkIdentity(msgspec.Struct, frozen=True):
     """What must stay equal while a frozen link is mounted (see the manual, Semantics).
 
     *files* holds a stamp of every file of the link, descriptor first. *content_id* is the VMDK's
-    CID, eight hexadecimal digits.
+    CID, eight hexadecimal digits. *problem* says what is wrong with a link that can be read in part
+    only.
     """
 
     path: str
     content_id: str
     capacity: int
     files: tuple[FileStamp, ...] = ()
+    problem: str = ""
 
     def replaced_by(self, other: "LinkIdentity") -> str:
         """Say how *other* is another disk altogether, or "" when only its content may have moved.

@@ -195,7 +195,7 @@ class Operations(pyfuse3.Operations):
             handle = await node.image.open(direct=bool(flags & os.O_DIRECT))
         except VddkfsError as error:
             log.error("%s cannot be opened: %s", node.image.name, error)
-            raise
+            raise pyfuse3.FUSEError(_file_errno(error)) from error
         await node.check()
         if node.stale:
             # The open found the source changed. On ESTALE the kernel looks the name up again, and
@@ -219,7 +219,7 @@ class Operations(pyfuse3.Operations):
             )
         except VddkfsError as error:
             self._tell(window, off, error)
-            raise
+            raise pyfuse3.FUSEError(_file_errno(error)) from error
 
     def _tell(self, window: Window, offset: int, error: VddkfsError) -> None:
         """Log a failed read, the same one at most once a minute."""
@@ -317,6 +317,14 @@ class Operations(pyfuse3.Operations):
             "cid": image.links[-1].content_id,
         }
         return {_XATTR + key: value for key, value in values.items()}
+
+
+def _file_errno(error: VddkfsError) -> int:
+    """Return what the user of a file is told: its data changed, or cannot be had.
+
+    The file is there, whatever is missing behind it: ENOENT and the like would mislead.
+    """
+    return error.errno if error.errno in (errno.EIO, errno.ESTALE) else errno.EIO
 
 
 def _refuse(name: str) -> Callable[..., Awaitable[None]]:

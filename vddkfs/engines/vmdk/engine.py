@@ -24,7 +24,7 @@ from vddkfs.engines.vmdk.extents import (
 )
 from vddkfs.engines.vmdk.link import OpenLink, open_link
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES, TableCache
-from vddkfs.errors import EngineError
+from vddkfs.errors import DamagedSource, EngineError
 
 _NOWAIT: Final = os.RWF_NOWAIT
 _NO_SUCH_FLAG: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -126,8 +126,9 @@ class VmdkEngine:
     def revalidate(self) -> Sequence[LinkIdentity]:
         """Open all paths again, forget all tables of the last link, return what is there now.
 
-        The last link is from now on read as it is now. A link that became another file altogether,
-        and any lower link that changed, is only reported: the caller closes this engine then.
+        The last link is from now on read as it is now; if it is damaged, as far as it can be. A
+        link that became another file altogether, and any lower link that changed, is only
+        reported: the caller closes this engine then.
         """
         found = [link.info.identity for link in self._links[:-1]]
         for index, link in enumerate(self._links[:-1]):
@@ -135,7 +136,11 @@ class VmdkEngine:
             fresh.close()
             found[index] = fresh.info.identity
         old = self._links[-1]
-        fresh = self._open(old.path)
+        try:
+            fresh = self._open(old.path)
+        except DamagedSource as error:
+            found.append(old.look_again(str(error)))
+            return tuple(found)
         found.append(fresh.info.identity)
         if old.info.identity.replaced_by(fresh.info.identity):
             fresh.close()

@@ -80,6 +80,9 @@ class Extent(Protocol):
         Damage shows as DATA, so that a reader comes and meets the error.
         """
 
+    def forget(self) -> None:
+        """Forget what was read of the extent's tables."""
+
 
 class ZeroExtent:
     """An extent without a file: zeros."""
@@ -91,6 +94,9 @@ class ZeroExtent:
         self.end = start + sectors
         self.fd = -1
         self.path = ""
+
+    def forget(self) -> None:
+        """See ``Extent``: there are no tables."""
 
     def locate(self, sector: int, count: int, fresh: bool, flags: int) -> int:
         """See ``Extent``."""
@@ -116,6 +122,9 @@ class FlatExtent:
         self.fd = file.fd
         self.path = file.path
         self._shift = offset - start
+
+    def forget(self) -> None:
+        """See ``Extent``: there are no tables."""
 
     def locate(self, sector: int, count: int, fresh: bool, flags: int) -> int:
         """See ``Extent``."""

@@ -56,6 +56,20 @@ class OpenFile(msgspec.Struct, frozen=True):
             raise failure(self.path, error) from error
         return bytes(parts)
 
+    def stamp_now(self) -> FileStamp:
+        """Return the stamp of the open file as it is now.
+
+        Raises StaleImage if another file has taken its path, SourceMissing if none is there.
+        """
+        try:
+            found = os.fstat(self.fd)
+            named = os.stat(self.path)
+        except OSError as error:
+            raise failure(self.path, error) from error
+        if (named.st_dev, named.st_ino) != (found.st_dev, found.st_ino):
+            raise StaleImage(f"{printable(self.path)} was replaced by another file")
+        return _stamp(self.path, found)
+
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self.fd)
@@ -88,7 +102,12 @@ def open_file(path: str) -> OpenFile:
     except VddkfsError:
         os.close(fd)
         raise
-    stamp = FileStamp(
+    stamp = _stamp(path, found)
+    return OpenFile(path, fd, stamp, found.st_blocks * 512)
+
+
+def _stamp(path: str, found: os.stat_result) -> FileStamp:
+    return FileStamp(
         path=printable(path),
         device=found.st_dev,
         inode=found.st_ino,
@@ -96,7 +115,6 @@ def open_file(path: str) -> OpenFile:
         mtime_ns=found.st_mtime_ns,
         ctime_ns=found.st_ctime_ns,
     )
-    return OpenFile(path, fd, stamp, found.st_blocks * 512)
 
 
 def resolve(name: str, named_by: str, *, follow_any: bool) -> str:

@@ -127,6 +127,10 @@ class SparseExtent:
             sector = stop
         return found
 
+    def forget(self) -> None:
+        """See ``Extent``."""
+        self._keys = self._cache.new_keys()
+
     def areas(self, sector: int, count: int) -> Iterator[tuple[int, int]]:
         """See ``Extent``. Reads past the cache, which a long scan would only flush."""
         regions = FileRegions(self.fd)

@@ -109,6 +109,18 @@ class OpenLink:
             yield from extent.areas(sector, stop - sector)
             sector = stop
 
+    def look_again(self, problem: str) -> LinkIdentity:
+        """Forget all tables, and return what the open files are now.
+
+        For a link that cannot be opened anew because of *problem*. Raises StaleImage, SourceMissing
+        or AccessDenied if a path leads to another file than the one that is open.
+        """
+        for extent in self.extents:
+            extent.forget()
+        stamps = tuple(file.stamp_now() for file in self._files)
+        was = self.info.identity
+        return LinkIdentity(was.path, was.content_id, was.capacity, stamps, problem)
+
     def close(self) -> None:
         """Close the link's files."""
         for file in self._files:
