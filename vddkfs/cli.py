@@ -5,6 +5,7 @@ An expected failure is one line on stderr and the exit code of its class (see ``
 """
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -70,13 +71,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # Names that are not UTF-8 are shown escaped: a listing must not end at one.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if words and not words[0].startswith("-") and words[0] not in COMMANDS and len(words) > 1:
         words.insert(0, "mount")
     try:
         parsed = parser().parse_args(words)
         return int(parsed.run(parsed))
     except VddkfsError as error:
-        print(f"vddkfs: {error}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        print(f"vddkfs: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone; let nothing be flushed to it at exit.

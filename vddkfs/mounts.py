@@ -27,8 +27,9 @@ class Mounted(NamedTuple):
 def mounted_at(place: str) -> Mounted | None:
     """Return the topmost mount at *place* (canonical), without a request to that mount."""
     found = None
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
+    # Not by splitlines(): the kernel escapes only the newline, and names may hold other line ends.
+    for raw in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
+        before, _, after = os.fsdecode(raw).partition(" - ")
         fields = before.split(" ")
         if _unescape(fields[4]) == place:
             found = Mounted(fields[2], place, after.split(" ")[0])
@@ -65,6 +66,12 @@ def check_mountpoint(place: str) -> None:
     except PermissionError:
         raise AccessDenied(
             f"{place}: you may not look into that folder", advice="name a folder of your own"
+        ) from None
+    except OSError as error:
+        raise BadMountpoint(
+            f"{place}: cannot be looked into",
+            cause=str(error.strerror),
+            advice="name another folder",
         ) from None
     if os.geteuid() != 0 and not os.access(place, os.W_OK):
         raise AccessDenied(
@@ -103,7 +110,14 @@ def unmount(place: str, lazy: bool = False) -> None:
         code = ctypes.get_errno()
     else:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", place]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False
+            )
+        except OSError as error:
+            raise FuseUnavailable(
+                "fusermount3 cannot be run", cause=str(error), advice="install the package fuse3"
+            ) from None
         if done.returncode == 0:
             return
         code = errno.EBUSY if "busy" in done.stderr else errno.EPERM
@@ -116,7 +130,8 @@ def unmount(place: str, lazy: bool = False) -> None:
 
 def holders(place: str) -> list[str]:
     """Return who has files of the mount at *place* open, as words for a person; at most ten."""
-    found = [f"{device} is a loop device on {name}" for device, name in _loops(place)]
+    loops = [f"{device} is a loop device on {name}" for device, name in _loops(place)]
+    found = loops[:_MAX_HOLDERS]
     for process in Path("/proc").iterdir():
         if len(found) >= _MAX_HOLDERS:
             break

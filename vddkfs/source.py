@@ -47,6 +47,8 @@ def unique_names(names: Iterable[str]) -> list[str]:
     taken = set(_RESERVED)
     result = []
     for name in names:
+        # A file called just ".vmdk" has no name to give.
+        name = name or "disk"
         candidate, number = name, 1
         while candidate in taken:
             number += 1

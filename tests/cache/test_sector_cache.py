@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from vddkfs.cache.arena import FRAME, SMALL, Arena
 from vddkfs.cache.frames import DiskCache, SectorCache
 from vddkfs.cache.sector_cache import ImageCache
-from vddkfs.engines.base import SECTOR, EngineError
+from vddkfs.engines.base import SECTOR
+from vddkfs.errors import EngineError
 
 MIB = 1024 * 1024
 Stamp = Callable[[int, int, int], bytes]
@@ -100,13 +101,83 @@ async def test_a_failed_fetch_wakes_all_and_leaves_nothing(source: Any, make_sta
             for _ in range(3):
                 nursery.start_soon(reader, cache)
             await trio.testing.wait_all_tasks_blocked()
-            [request] = source.waiting
-            source.perform(request)
-            source.answer(request, EngineError("bad sector"))
+            _fail_all(source)
+            await trio.testing.wait_all_tasks_blocked()
+            asked_for_itself = [request for request in source.requests if request[3]]
+            assert asked_for_itself == [(0, 0, 8, True)] * 3
+            _fail_all(source)
         assert len(errors) == 3
         source.eager = True
         assert bytes(await cache.read(0, 4096, False)) == expected(make_stamp, 0, 0, 4096)
         check_pins(cache.disk)
+
+
+def _fail_all(source: Any) -> None:
+    for request in list(source.waiting):
+        source.perform(request)
+        source.answer(request, EngineError("bad sector"))
+
+
+async def test_damage_elsewhere_in_a_run_does_not_concern_a_read(
+    source: Any, make_stamp: Stamp
+) -> None:
+    got = []
+
+    async def reader(cache: ImageCache) -> None:
+        got.append(bytes(await cache.read(8192, 12288, False)))
+
+    async with caches(source) as [cache], trio.open_nursery() as nursery:
+        nursery.start_soon(reader, cache)
+        await trio.testing.wait_all_tasks_blocked()
+        _fail_all(source)
+        await trio.testing.wait_all_tasks_blocked()
+        source.answer_all()
+        await trio.testing.wait_all_tasks_blocked()
+        assert got == [expected(make_stamp, 0, 8192, 12288)]
+        assert cache.read_nowait(8192, 12288) is None
+
+
+async def test_failed_small_fetches_lose_no_memory(source: Any) -> None:
+    async def reader(cache: ImageCache, start: int) -> None:
+        with pytest.raises(EngineError):
+            await cache.read(start, start + 512, False)
+
+    async with caches(source, size=4 * MIB) as [cache]:
+        for start in range(0, 8 * MIB, SMALL):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reader, cache, start)
+                for _ in range(2):
+                    await trio.testing.wait_all_tasks_blocked()
+                    _fail_all(source)
+        source.eager = True
+        with trio.fail_after(5):
+            await cache.read(0, 3 * MIB, True)
+        check_pins(cache.disk)
+
+
+async def test_a_frame_has_one_owner_when_streams_and_scattered_reads_mix(
+    source: Any, make_stamp: Stamp
+) -> None:
+    """A frame that a stream was through with can have become the one that blocks are cut from."""
+    source.eager = True
+    capacity = 128 * MIB
+
+    async def stream(cache: ImageCache, position: int) -> None:
+        await cache.read(position, position + MIB, True)
+        cache.read_nowait(position + MIB - 4096, position + MIB, spend=True)
+
+    async with caches(source, size=64 * MIB, capacity=capacity) as [cache]:
+        for number in range(10):
+            await stream(cache, number * MIB)
+        cache.invalidate()
+        await cache.read(100 * MIB, 100 * MIB + 512, False)
+        for number in range(10, 40):
+            await stream(cache, number * MIB)
+            await cache.read(64 * MIB + number * SMALL, 64 * MIB + number * SMALL + 512, False)
+            for start in range(0, capacity, SMALL):
+                found = cache.read_nowait(start, start + 512)
+                if found is not None:
+                    assert bytes(found) == expected(make_stamp, 0, start, start + 512)
 
 
 async def test_what_was_being_fetched_when_it_was_invalidated_is_not_kept(

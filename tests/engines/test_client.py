@@ -12,11 +12,11 @@ import trio
 import trio.testing
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import EngineError, LinkIdentity, MapExtent, MapSlice
+from vddkfs.engines.base import LinkIdentity, MapExtent, MapSlice
 from vddkfs.engines.client import MAX_IN_FLIGHT, WorkerClient
 from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
 from vddkfs.engines.requests import Moved, Patience, ReadRequest
-from vddkfs.errors import StaleImage, VddkfsError, WorkerFailed
+from vddkfs.errors import EngineError, StaleImage, VddkfsError, WorkerFailed
 
 IDENTITY = LinkIdentity("/vm/a.vmdk", "12345678", 100)
 CONFIG = EngineConfig(links=(b"/vm/a.vmdk",))

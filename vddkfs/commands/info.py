@@ -69,12 +69,14 @@ _HEADINGS = ("file", "capacity", "allocated", "format", "link")
 def _print_table(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=found["source"], title_justify="left")
+    # Text, because rich takes brackets in plain strings, which file names may hold, for markup.
+    table = Table(title=Text(found["source"]), title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right" if heading in _HEADINGS[1:3] else "left")
     for row in _rows(found):
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     console = Console()
     console.print(table)
     for left in found["left_out"]:

@@ -128,8 +128,9 @@ class WorkerProcess:
 
     async def reap(self, seconds: float) -> bool:
         """Wait up to *seconds* for the process's end, and say whether it came."""
-        with trio.move_on_after(seconds):
-            await trio.lowlevel.wait_readable(self._pidfd)
+        if self._pidfd >= 0:
+            with trio.move_on_after(seconds):
+                await trio.lowlevel.wait_readable(self._pidfd)
         if self._popen.poll() is None:
             return False
         if self._pidfd >= 0:

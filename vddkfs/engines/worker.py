@@ -9,7 +9,6 @@ While requests come close together the main thread looks for the next one a few 
 sleeps: waking a sleeping core costs more than answering a 4 KiB read.
 """
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -131,6 +130,8 @@ class Worker:
         while True:
             try:
                 message = protocol.receive(sock, _DONT_WAIT)
+            except ConnectionResetError:
+                return b"", -1
             except BlockingIOError:
                 waited = time.perf_counter() - start
                 if waited < patience:
@@ -143,8 +144,14 @@ class Worker:
             return message
 
     def _reply(self, op: int, status: int, request_id: int, body: bytes = b"") -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            protocol.send(self._sock, protocol.reply_header(op, status, request_id), body)
+        # A daemon that is gone needs no answer; the next receive ends the worker.
+        try:
+            if body:
+                protocol.send(self._sock, protocol.reply_header(op, status, request_id), body)
+            else:
+                self._sock.send(protocol.reply_header(op, status, request_id))
+        except (BrokenPipeError, ConnectionResetError):
+            pass
 
     def _read(self, packet: bytes) -> None:
         _, flags, image, count, request_id, sector, chunk, offset = protocol.REQUEST.unpack(packet)
@@ -159,7 +166,7 @@ class Worker:
             self._fail(Op.READ, request_id, error)
             return
         if done:
-            self._sock.send(protocol.REPLY.pack(Op.READ, 0, 0, 0, request_id))
+            self._reply(Op.READ, 0, request_id)
         else:
             self._pool.submit(packet)
 

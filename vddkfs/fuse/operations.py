@@ -296,7 +296,7 @@ class Operations(pyfuse3.Operations):
         value = self._xattrs(self._node(inode)).get(os.fsdecode(name))
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        return value.encode()
+        return os.fsencode(value)
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:

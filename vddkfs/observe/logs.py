@@ -20,12 +20,13 @@ _LINE: Final = "%(asctime)s %(levelname)s %(message)s"
 _SYSLOG: Final = Path("/dev/log")
 
 _SECRETS: Final = (
-    # user:password@ of a URL
-    (re.compile(r"(\w+://[^\s/:@]+):[^\s@/]+@"), r"\1:xxx@"),
-    # password=..., "password": "...", and the other names of such things
+    # The password of a URL: all between the user's name and the last @ before a space.
+    (re.compile(r"(\w+://[^\s/:]+):\S+@"), r"\1:xxx@"),
+    # password=..., "password": "...", 'vc_password': '...', and the other names of such things.
     (
         re.compile(
-            r"(?i)\b(pass(?:word|wd)?|cookie|token|ticket|secret)(\"?\s*[=:]\s*)(\"[^\"]*\"|[^\s,;]+)"
+            r"(?i)(?<![a-z])(pass(?:word|wd|phrase)?|cookie|token|ticket|secret)([\"']?\s*[=:]\s*)"
+            r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;]+)"""
         ),
         r"\1\2xxx",
     ),
@@ -49,6 +50,13 @@ class Redaction(logging.Filter):
             record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
         record.msg, record.args = redact(text), None
         return True
+
+
+class _SysLog(logging.handlers.SysLogHandler):
+    """Sends lines that UTF-8 cannot say, with names in other encodings, escaped and not at all."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).encode(errors="backslashreplace").decode()
 
 
 class Recent(logging.Handler):
@@ -125,7 +133,7 @@ def _handler(target: str) -> logging.Handler:
     elif target == "syslog":
         if not _SYSLOG.is_socket():
             raise FileNotFoundError(errno.ENOENT, "no syslog daemon listens", str(_SYSLOG))
-        handler = logging.handlers.SysLogHandler(str(_SYSLOG), facility="daemon")
+        handler = _SysLog(str(_SYSLOG), facility="daemon")
         handler.setFormatter(logging.Formatter("vddkfs[%(process)d]: %(levelname)s %(message)s"))
     else:
         handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from vddkfs.engines.base import Engine, EngineError
+from vddkfs.engines.base import Engine
 from vddkfs.engines.vmdk import VmdkEngine
 from vddkfs.engines.vmdk.tables import TableCache, to_entries
-from vddkfs.errors import NotAVmdk
+from vddkfs.errors import EngineError, NotAVmdk
 
 Read = Callable[..., bytes]
 Nowait = Callable[..., bytes | None]

@@ -1,0 +1,162 @@
+"""Touches a mount for a test, in a process that can be killed when the mount hangs.
+
+Reads pickled (function, arguments) from stdin, each behind its length, and answers (result,
+exception) on stdout. A function is one of this module, or else of ``os``. Uses the standard library
+only, and imports little: every mount of a test starts one.
+"""
+
+import hashlib
+import mmap
+import os
+import pickle
+import random
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MIB = 1024 * 1024
+
+
+def flags(direct: bool) -> int:
+    return os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+
+
+def read(name: str, offset: int, size: int, direct: bool = False) -> bytes:
+    """Open, read one range in one call, close."""
+    fd = os.open(name, flags(direct))
+    try:
+        return os.pread(fd, size, offset)
+    finally:
+        os.close(fd)
+
+
+def content(name: str) -> bytes:
+    """Return all of a file."""
+    fd = os.open(name, flags(False))
+    try:
+        return b"".join(iter(lambda: os.read(fd, MIB), b""))
+    finally:
+        os.close(fd)
+
+
+def sha256(name: str, direct: bool = False, chunk: int = MIB) -> str:
+    """Hash a file from its beginning to its end."""
+    digest = hashlib.sha256()
+    fd = os.open(name, flags(direct))
+    try:
+        while data := os.read(fd, chunk):
+            digest.update(data)
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
+
+
+def drop_cache(fd: int) -> None:
+    """Have the kernel forget the pages of an open file."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def tree(top: str) -> list[str]:
+    """Return every name below a folder, folders with a slash behind them."""
+    found = []
+    for folder, folders, files in os.walk(top, onerror=_raise):
+        base = os.path.relpath(folder, top)
+        found += [os.path.normpath(os.path.join(base, name)) + "/" for name in folders]
+        found += [os.path.normpath(os.path.join(base, name)) for name in files]
+    return sorted(found)
+
+
+def seek_map(name: str) -> list[tuple[int, int, bool]]:
+    """Return (start, end, is data) of a file as SEEK_DATA and SEEK_HOLE tell it."""
+    found: list[tuple[int, int, bool]] = []
+    fd = os.open(name, flags(False))
+    try:
+        here, end = 0, os.fstat(fd).st_size
+        while here < end:
+            try:
+                data = os.lseek(fd, here, os.SEEK_DATA)
+            except OSError:
+                data = end
+            if data > here:
+                found.append((here, data, False))
+            if data >= end:
+                break
+            here = os.lseek(fd, data, os.SEEK_HOLE)
+            found.append((data, here, True))
+    finally:
+        os.close(fd)
+    return found
+
+
+def mapped(name: str, direct: bool, ranges: list[tuple[int, int]]) -> list[bytes]:
+    """Return ranges of a file as a memory map shows them."""
+    fd = os.open(name, flags(direct))
+    try:
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as area:
+            return [area[start : start + size] for start, size in ranges]
+    finally:
+        os.close(fd)
+
+
+def hammer(name: str, wanted: str, seed: int, count: int) -> str:
+    """Read at random in all manners, and compare with the file *wanted*; return what is wrong."""
+    chance = random.Random(seed)
+    fds = [os.open(name, flags(False)), os.open(name, flags(False)), os.open(name, flags(True))]
+    other = os.open(wanted, flags(False))
+    end = os.fstat(other).st_size
+    os.posix_fadvise(fds[1], 0, 0, os.POSIX_FADV_RANDOM)
+    stream = 0
+    try:
+        for number in range(count):
+            fd = chance.choice(fds)
+            size = chance.choice([512, 4096, 5000, 65536, 200_000, MIB, 3 * MIB])
+            offset = stream if number % 3 else chance.randrange(end)
+            found = os.pread(fd, size, offset)
+            right = os.pread(other, size, offset)
+            if found != right:
+                pairs = enumerate(zip(found, right, strict=False))
+                bad = [index for index, (one, two) in pairs if one != two]
+                return (
+                    f"read {number} by handle {fds.index(fd)}: {size} bytes at {offset}: "
+                    f"{len(found)} of {len(right)} came, {len(bad)} are wrong"
+                    + (f", from {offset + bad[0]} to {offset + bad[-1]}" if bad else "")
+                )
+            stream = (offset + size) % end
+            if number % 50 == 0:
+                drop_cache(fd)
+    finally:
+        for fd in (*fds, other):
+            os.close(fd)
+    return ""
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _receive() -> tuple[str, tuple[Any, ...]]:
+    head = sys.stdin.buffer.read(4)
+    if len(head) < 4:
+        sys.exit(0)
+    (length,) = struct.unpack("<I", head)
+    name, arguments = pickle.loads(sys.stdin.buffer.read(length))
+    return name, arguments
+
+
+def main() -> None:
+    while True:
+        name, arguments = _receive()
+        function: Callable[..., Any] = globals().get(name) or getattr(os, name)
+        answer: tuple[Any, BaseException | None]
+        try:
+            answer = (function(*arguments), None)
+        except Exception as error:
+            answer = (None, error)
+        packed = pickle.dumps(answer)
+        sys.stdout.buffer.write(struct.pack("<I", len(packed)) + packed)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Many readers, little memory, and workers that die: the right bytes all the same."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.mounting import Agent, Mounts, until
+from tests.end_to_end.vms import MIB, make_vmfs, noise
+
+SIZE = 40 * MIB
+READERS = 4
+READS = 300
+
+
+@pytest.fixture
+def agents() -> Iterator[list[Agent]]:
+    with contextlib.ExitStack() as stack:
+        found = [Agent() for _ in range(READERS)]
+        for agent in found:
+            stack.callback(agent.close)
+        yield found
+
+
+@pytest.mark.parametrize("kills", [0, 10])
+@pytest.mark.parametrize("cache", ["4M", "64M"])
+def test_random_reads(mount: Mounts, vm: Path, agents: list[Agent], cache: str, kills: int) -> None:
+    for name in ("a", "b"):
+        make_vmfs(vm / f"{name}.vmdk", noise(name, SIZE))
+    found = mount(vm, f"cache_size={cache}")
+    for number, agent in enumerate(agents):
+        name = "ab"[number % 2]
+        disk, flat = found.path(f"{name}/disk.raw"), str(vm / f"{name}-flat.vmdk")
+        agent.send("hammer", disk, flat, number, READS)
+    if kills:
+        found.expect("it ended unexpectedly; another takes over")
+    for number in range(kills):
+        requests = found.worker(number % 2)["requests"]
+        until(
+            lambda before=requests, disk=number % 2: (
+                found.worker(disk)["requests"] > before or not agents[disk].waiting(0)
+            ),
+            what="more requests",
+        )
+        pid = found.worker(number % 2)["pid"]
+        with contextlib.suppress(ProcessLookupError, TypeError):
+            os.kill(pid, signal.SIGKILL)
+    assert [agent.receive(120) for agent in agents] == [""] * READERS
+    found.restarts = None
+    if not kills:
+        found.restarts = 0
+    status = found.status()
+    assert status["cache"]["size"] <= status["cache"]["limit"]
+    assert all(disk["worker"]["errors"] == 0 for disk in status["disks"])

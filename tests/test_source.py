@@ -1,0 +1,143 @@
+"""SOURCE as typed: what it names, and names for folders that never clash."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vddkfs.errors import SourceMissing, UnsupportedFormat, UsageError
+from vddkfs.source import open_source, unique_names
+
+RESERVED = {"vm.json", ".vddkfs", ".", "..", ""}
+
+
+def make_disk(folder: Path, name: bytes, cid: str = "12345678") -> bytes:
+    """Write a flat disk NAME.vmdk of one sector, and return its path."""
+    path = os.path.join(os.fsencode(folder), name)
+    with open(path + b"-flat.vmdk", "wb") as file:
+        file.write(bytes(512))
+    lines = [
+        "# Disk DescriptorFile",
+        "version=1",
+        'encoding="UTF-8"',
+        f"CID={cid}",
+        "parentCID=ffffffff",
+        'createType="monolithicFlat"',
+        'RW 1 FLAT "',
+    ]
+    with open(path + b".vmdk", "wb") as file:
+        file.write("\n".join(lines).encode() + name + b'-flat.vmdk" 0\n')
+    return path + b".vmdk"
+
+
+@given(names=st.lists(st.sampled_from(["a", "a-2", "a-3", "a-2-2", "b", "vm.json", ".", ".."])))
+def test_names_are_unique_and_those_without_a_clash_stay(names: list[str]) -> None:
+    found = unique_names(names)
+    assert len(set(found)) == len(found) == len(names)
+    assert not RESERVED & set(found)
+    for name, given_name in zip(found, names, strict=True):
+        assert name.startswith(given_name)
+    if len(set(names)) == len(names) and not RESERVED & set(names):
+        assert found == names
+
+
+def test_the_first_of_a_name_has_it_and_the_next_has_a_number() -> None:
+    assert unique_names(["web", "db", "web", "web"]) == ["web", "db", "web-2", "web-3"]
+    assert unique_names(["web-2", "web", "web"]) == ["web-2", "web", "web-3"]
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_a_disk_never_takes_a_name_that_the_tree_uses_or_cannot_show(name: str) -> None:
+    [found] = unique_names([name])
+    assert found not in RESERVED
+    assert "/" not in found
+
+
+def test_a_disk_whose_file_has_no_name_but_the_ending_has_a_folder_all_the_same(
+    tmp_path: Path,
+) -> None:
+    source = open_source(os.fsdecode(make_disk(tmp_path, b"")))
+    assert source.chains[0].name
+
+
+def test_a_folder_has_its_disks_in_order_with_the_paths_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vm").mkdir()
+    for name in (b"web", b"db", b"vm.json"):
+        make_disk(tmp_path / "vm", name)
+    monkeypatch.chdir(tmp_path)
+    source = open_source("vm")
+    assert source.text == "vm"
+    assert source.path == str(tmp_path / "vm")
+    assert source.engine == "vmdk"
+    assert [chain.name for chain in source.chains] == ["db", "vm.json-2", "web"]
+    assert all(os.path.isabs(link.path) for chain in source.chains for link in chain.links)
+    assert source.left_out == ()
+
+
+def test_what_cannot_be_opened_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    make_disk(tmp_path, b"good")
+    (tmp_path / "bad.vmdk").write_bytes(b"nothing of the kind")
+    source = open_source(str(tmp_path))
+    assert [chain.name for chain in source.chains] == ["good"]
+    [left] = source.left_out
+    assert left.path == str(tmp_path / "bad.vmdk")
+    assert str(tmp_path / "bad.vmdk") in left.reason
+
+
+def test_names_that_are_not_utf_8_are_names_like_others(tmp_path: Path) -> None:
+    path = make_disk(tmp_path, b"caf\xe9")
+    for typed in (tmp_path, Path(os.fsdecode(path))):
+        source = open_source(str(typed))
+        [chain] = source.chains
+        assert os.fsencode(chain.name) == b"caf\xe9"
+        assert os.fsencode(chain.links[0].path) == path
+
+
+@pytest.mark.parametrize("text", ["", "a\0b"])
+def test_what_is_no_path_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError, match="SOURCE"):
+        open_source(text)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "vddk://vc.example.com/DC0/vm/web01",
+        "VDDK://vc.example.com/x",
+        "https://host/a.vmdk",
+        "ssh+git://host",
+    ],
+)
+def test_a_url_is_refused_with_what_can_be_named(url: str) -> None:
+    with pytest.raises(UnsupportedFormat) as caught:
+        open_source(url)
+    assert caught.value.message.startswith(url)
+    assert f"{url.partition(':')[0]}://" in caught.value.message
+    assert "a .vmx or a .vmdk" in caught.value.advice
+
+
+def test_a_url_that_cannot_be_opened_is_not_repeated_with_its_query() -> None:
+    with pytest.raises(UnsupportedFormat) as caught:
+        open_source("vddk://vc/DC0?thumbprint=aa&password=s3cret")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_path_that_looks_a_little_like_a_url_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c:").mkdir()
+    make_disk(tmp_path / "c:", b"web")
+    monkeypatch.chdir(tmp_path)
+    assert [chain.name for chain in open_source("c:/").chains] == ["web"]
+
+
+def test_a_missing_source_is_told_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(SourceMissing) as caught:
+        open_source(str(tmp_path / "nothing.vmdk"))
+    assert str(tmp_path / "nothing.vmdk") in str(caught.value)
+    with pytest.raises(SourceMissing, match="no VMDK in"):
+        open_source(str(tmp_path))
