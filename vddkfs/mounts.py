@@ -93,7 +93,8 @@ def check_fuse() -> None:
         )
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
         raise FuseUnavailable(
-            f"{FUSE_DEVICE}: you may not open it",
+            f"{FUSE_DEVICE} cannot be opened",
+            cause=os.strerror(errno.EACCES),
             advice="mount as root, or have the device's permissions changed",
         )
 

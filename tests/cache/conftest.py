@@ -34,6 +34,10 @@ class FakeSource:
     def submit_read(self, request: ReadRequest) -> None:
         self.requests.append((request.image, request.sector, request.count, request.direct))
         self.waiting.append(request)
+        # A real worker may write from now on: whoever still reads there reads this.
+        area = self.maps[request.target.chunk_number]
+        start = request.target.offset
+        area[start : start + request.count * SECTOR] = b"\xee" * (request.count * SECTOR)
         if self.eager:
             self.answer_all()
 

@@ -191,6 +191,7 @@ class Mount:
         self.restarts: int | None = 0
         self.ended = False
         self._agent: Agent | None = None
+        self._closed: list[Agent] = []
         self._expected: list[str] = []
         self._allowed: list[str] = []
 
@@ -285,6 +286,7 @@ class Mount:
 
     def close_agent(self) -> None:
         if self._agent is not None:
+            self._closed.append(self._agent)
             self._agent.close()
             self._agent = None
 
@@ -324,6 +326,9 @@ class Mount:
             until(lambda: not alive(self.pid), what="the end of the daemon")
         while mounted(self.place):
             succeed("umount", "-l", self.place)
+        for agent in self._closed:
+            # Now that nothing can hold it any more.
+            agent.close()
 
     def _judge_restarts(self) -> list[str]:
         try:

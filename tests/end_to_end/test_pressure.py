@@ -17,7 +17,8 @@ READS = 300
 
 
 @pytest.fixture
-def agents() -> Iterator[list[Agent]]:
+def agents(able: None) -> Iterator[list[Agent]]:
+    """Return readers that outlive the mount: a hanging one is held until that is gone."""
     with contextlib.ExitStack() as stack:
         found = [Agent() for _ in range(READERS)]
         for agent in found:
@@ -27,7 +28,7 @@ def agents() -> Iterator[list[Agent]]:
 
 @pytest.mark.parametrize("kills", [0, 10])
 @pytest.mark.parametrize("cache", ["4M", "64M"])
-def test_random_reads(mount: Mounts, vm: Path, agents: list[Agent], cache: str, kills: int) -> None:
+def test_random_reads(agents: list[Agent], mount: Mounts, vm: Path, cache: str, kills: int) -> None:
     for name in ("a", "b"):
         make_vmfs(vm / f"{name}.vmdk", noise(name, SIZE))
     found = mount(vm, f"cache_size={cache}")
@@ -55,3 +56,15 @@ def test_random_reads(mount: Mounts, vm: Path, agents: list[Agent], cache: str, 
     status = found.status()
     assert status["cache"]["size"] <= status["cache"]["limit"]
     assert all(disk["worker"]["errors"] == 0 for disk in status["disks"])
+
+
+def test_disk_that_comes_late_gets_memory(agents: list[Agent], mount: Mounts, vm: Path) -> None:
+    """One disk has taken nearly all memory and rests; the readers of another must not wait."""
+    for name in ("a", "b"):
+        make_vmfs(vm / f"{name}.vmdk", noise(name, SIZE))
+    found = mount(vm, "cache_size=4M")
+    agents[0].send("hammer", found.path("a/disk.raw"), str(vm / "a-flat.vmdk"), 99, 50)
+    assert agents[0].receive() == ""
+    for number, agent in enumerate(agents):
+        agent.send("hammer", found.path("b/disk.raw"), str(vm / "b-flat.vmdk"), number, 100)
+    assert [agent.receive(30) for agent in agents] == [""] * READERS

@@ -137,9 +137,15 @@ class ImageCache:
         if end <= run.end:
             return await self._part(run, start, end)
         # Have the rest fetched meanwhile, as far as there is memory; nothing is held for it, so
-        # that readers who need several frames each cannot wait for one another.
+        # that readers who need several frames each cannot wait for one another. A run that is
+        # there comes first, because what is fetched may take its place; one that is on its way is
+        # held by its own request.
+        parts = []
+        if run.ready:
+            parts.append(bytes(await self._part(run, start, run.end)))
         self.prefetch(run.end, end, _no_hole)
-        parts = [bytes(await self._part(run, start, run.end))]
+        if not parts:
+            parts.append(bytes(await self._part(run, start, run.end)))
         while run.end < end:
             position = run.end
             run = await self._run_at(position, large)

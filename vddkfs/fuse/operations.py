@@ -69,7 +69,7 @@ class Operations(pyfuse3.Operations):
         self._handles: dict[int, tuple[Window, Handle] | bytes] = {}
         self._folders: dict[int, tuple[Folder, list[tuple[str, Node]]]] = {}
         self._next_handle = 1
-        self._told: dict[tuple[str, int], float] = {}
+        self._told: dict[tuple[str, str, int], float] = {}
 
     @property
     def open_files(self) -> int:
@@ -225,14 +225,14 @@ class Operations(pyfuse3.Operations):
         """Log a failed read, the same one at most once a minute."""
         link = error.link if isinstance(error, EngineError) else ""
         now = time.monotonic()
-        key = (link or str(error), offset)
+        name = window.image.name
+        key = (name, link or str(error), offset)
         if now - self._told.get(key, -_QUIET_SECONDS) < _QUIET_SECONDS:
             return
         if len(self._told) > 1000:
             self._told.clear()
         self._told[key] = now
         where = f" (link {link})" if link else ""
-        name = window.image.name
         log.error("%s%s: read at offset %d failed: %s", name, where, window.start + offset, error)
 
     @guarded
