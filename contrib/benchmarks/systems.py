@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ class Served:
         return status
 
 
-class System:
+class System(ABC):
     """One way to show a disk. *name* is what tables call it."""
 
     name = ""
@@ -79,9 +80,9 @@ class System:
         mount.mkdir(exist_ok=True)
         return mount / "disk.raw"
 
+    @abstractmethod
     def command(self, mount: Path, material: Material) -> list[str | Path]:
         """Return the command that mounts; it serves in front, unless ``served`` knows better."""
-        raise NotImplementedError
 
     def unmount(self, served: Served) -> None:
         """Unmount in good order, as the manual of the system says."""

@@ -13,7 +13,8 @@ import trio.testing
 
 from vddkfs.engines import protocol
 from vddkfs.engines.base import LinkIdentity, MapExtent, MapSlice
-from vddkfs.engines.client import MAX_IN_FLIGHT, WorkerClient
+from vddkfs.engines.client import WorkerClient
+from vddkfs.engines.pending import MAX_IN_FLIGHT
 from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
 from vddkfs.engines.requests import Moved, Patience, ReadRequest
 from vddkfs.errors import EngineError, StaleImage, VddkfsError, WorkerFailed

@@ -1,0 +1,240 @@
+"""The requests of one worker: those that wait to be sent, and those that its process has.
+
+Requests are sent in the order in which they were asked, at most MAX_IN_FLIGHT at a time. Everything
+here runs on the trio thread, and nothing in it waits.
+"""
+
+import collections
+import errno
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import trio
+
+from vddkfs.engines import protocol
+from vddkfs.engines.requests import Counters, Loan, Patience, Request
+from vddkfs.errors import EngineError, VddkfsError, WorkerFailed
+
+log = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT: Final = 32
+"""Requests sent and not answered; further ones wait here, where they can still be moved."""
+POLL_SECONDS: Final = 80e-6
+"""How long an answer is looked for before the task sleeps, while answers come this quickly."""
+TICK: Final = 0.25
+"""Seconds between looks at the deadlines while requests are under way."""
+
+
+class Pending:
+    """What was asked of a worker and is not answered.
+
+    ``sock`` is the socket to the process that serves, or None while none does. ``useful`` is set
+    when a process has answered something.
+    """
+
+    def __init__(self, name: str, patience: Patience) -> None:
+        self.name = name
+        self.counters = Counters()
+        self.last_errors: collections.deque[str] = collections.deque(maxlen=8)
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.in_flight: dict[int, Request] = {}
+        self.sock: socket.socket | None = None
+        self.wanted = trio.Event()
+        self.last_activity = trio.current_time()
+        self.useful = False
+        self._patience = patience
+        self._ids = itertools.count(1)
+        self._quick = False
+        self._refusal: VddkfsError | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.in_flight or self.waiting)
+
+    def oldest_age(self) -> float:
+        """Seconds since the oldest request was first made; 0 without one."""
+        born = [r.born for r in itertools.chain(self.in_flight.values(), self.waiting)]
+        return trio.current_time() - min(born) if born else 0.0
+
+    def note(self, text: str) -> None:
+        """Remember *text* for status."""
+        self.last_errors.append(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def submit(self, request: Request) -> None:
+        """Send *request* now if the process may have it, else as soon as it may."""
+        if self._refusal is not None:
+            request.finish(self._refusal, b"", -1)
+            return
+        now = trio.current_time()
+        request.born = now
+        if self.sock is None or len(self.in_flight) >= MAX_IN_FLIGHT or self.waiting:
+            self.waiting.append(request)
+            self.wanted.set()
+        else:
+            self._send(request, now)
+            if len(self.in_flight) == 1:
+                self.wanted.set()
+
+    def pump(self) -> None:
+        """Send what waits, as far as the process may have it."""
+        now = trio.current_time()
+        while self.waiting and len(self.in_flight) < MAX_IN_FLIGHT and self.sock is not None:
+            if not self._send(self.waiting.popleft(), now):
+                break
+
+    def _send(self, request: Request, now: float) -> bool:
+        """Send *request*; if the socket is full, or its end gone, put it back and return False."""
+        assert self.sock is not None
+        request.id = next(self._ids)
+        header, body = request.packet()
+        request.sent = now
+        latest = request.born + self._patience.retry_budget
+        request.deadline = min(now + request.timeout, max(latest, now + TICK))
+        try:
+            if body or request.fd >= 0:
+                protocol.send(self.sock, header, body, fd=request.fd)
+            else:
+                self.sock.send(header)
+        except OSError:
+            # Answers make room, and the watch tries again; the end of the process is noticed by
+            # the receiver.
+            self.waiting.appendleft(request)
+            return False
+        self.in_flight[request.id] = request
+        self.last_activity = now
+        self.counters.requests += 1
+        return True
+
+    def poll(self) -> None:
+        """Look for an answer for a moment, if nothing else is under way and the last came quickly.
+
+        Waking this process costs more than the worker needs for a read that its kernel has in
+        memory, so a short look saves a sleep; it never lasts when the disk is slow.
+        """
+        sock = self.sock
+        if sock is None or len(self.in_flight) != 1 or not self._quick:
+            return
+        until = time.perf_counter() + POLL_SECONDS
+        while self.in_flight and time.perf_counter() < until:
+            if self.drain(sock, 1):
+                return
+            os.sched_yield()
+        self._quick = False
+
+    def drain(self, sock: socket.socket, most: int = MAX_IN_FLIGHT) -> int:
+        """Take up to *most* answers that are there; return how many, or -1 at the socket's end."""
+        taken = 0
+        while taken < most:
+            try:
+                packet, fd = protocol.receive(sock)
+            except BlockingIOError:
+                break
+            except OSError:
+                return -1
+            if not packet:
+                return -1
+            taken += 1
+            try:
+                self._answer(packet, fd)
+            except protocol.GARBLED as error:
+                log.error("worker of %s: an answer makes no sense: %s", self.name, error)
+                return -1
+        if self.waiting:
+            self.pump()
+        return taken
+
+    def _answer(self, packet: bytes, fd: int) -> None:
+        _, _, _, status, request_id = protocol.REPLY.unpack_from(packet)
+        request = self.in_flight.pop(request_id, None)
+        if request is None:
+            return
+        now = trio.current_time()
+        self.last_activity = now
+        self.useful = self.useful or not isinstance(request, Loan)
+        self._quick = now - request.sent < 4 * POLL_SECONDS
+        if not status:
+            request.finish(None, packet, fd)
+            return
+        self.counters.errors += 1
+        error: VddkfsError = EngineError(os.strerror(status), errno=status)
+        try:
+            body = protocol.body_of(packet, protocol.REPLY.size, fd)
+            error = protocol.decode_error(body, status)
+        finally:
+            self.note(str(error))
+            request.finish(error, b"", -1)
+
+    def overdue(self) -> bool:
+        """Say whether the process has missed the deadline of a request."""
+        now = trio.current_time()
+        return any(request.deadline < now for request in self.in_flight.values())
+
+    def expire(self) -> None:
+        """Give up what has waited longer than the retry budget."""
+        now = trio.current_time()
+        waiting = list(self.waiting)
+        self.waiting.clear()
+        for request in waiting:
+            if now - request.born > self._patience.retry_budget:
+                self._give_up(request)
+            else:
+                self.waiting.append(request)
+
+    def take_over(self, hanging: bool) -> list[Callable[[], None]]:
+        """Queue what a lost process had again, the oldest first.
+
+        *hanging* says that it could not be reaped, and may still write to its slots: requests get
+        new ones, and what is returned is to be called when it is gone.
+        """
+        lost = list(self.in_flight.values())
+        self.in_flight.clear()
+        freed: list[Callable[[], None]] = []
+        again: list[Request] = []
+        for request in lost:
+            movable = True
+            if hanging:
+                movable, free = request.move()
+                freed.append(free)
+            if movable and request.again:
+                self.counters.resent += 1
+                again.append(request)
+            else:
+                self._give_up(request)
+        # The next process is lent every chunk anew.
+        waiting = [request for request in self.waiting if not isinstance(request, Loan)]
+        self.waiting = collections.deque([*again, *waiting])
+        self.expire()
+        return freed
+
+    def prepend(self, requests: Iterable[Request]) -> None:
+        """Have *requests* sent before everything that waits."""
+        self.waiting.extendleft(requests)
+
+    def fail_all(self, error: VddkfsError) -> None:
+        """End everything with *error*."""
+        requests = [*self.in_flight.values(), *self.waiting]
+        self.in_flight.clear()
+        self.waiting.clear()
+        for request in requests:
+            request.finish(error, b"", -1)
+
+    def refuse(self) -> None:
+        """Fail everything that is asked, now and from now on: the mount is going down."""
+        self._refusal = WorkerFailed("the mount is going down", errno=errno.EIO)
+        self.fail_all(self._refusal)
+
+    def _give_up(self, request: Request) -> None:
+        if not request.again:
+            request.finish(WorkerFailed(f"{self.name}: the worker was lost"), b"", -1)
+            return
+        error = WorkerFailed(
+            f"{self.name}: no answer within {self._patience.retry_budget:g} s",
+            cause=self.last_errors[-1] if self.last_errors else "",
+            errno=errno.EIO,
+        )
+        log.error("%s", error)
+        request.finish(error, b"", -1)
