@@ -81,7 +81,7 @@ async def serve(mountpoint: str, size: int, plain: bool) -> None:
         async with trio.open_nursery() as nursery:
             await session.serve(_seek, lambda: False, nursery)
     finally:
-        session.close(unmount=True)
+        session.close()
 
 
 if __name__ == "__main__":
