@@ -156,6 +156,26 @@ async def test_failed_small_fetches_lose_no_memory(source: Any) -> None:
         check_pins(cache.disk)
 
 
+async def test_a_disk_with_one_frame_serves_large_and_small_reads_in_turn(source: Any) -> None:
+    source.eager = True
+    arena = Arena(4 * MIB, disks=2)
+    async with trio.open_nursery() as nursery:
+        cache = SectorCache(arena, nursery)
+        cache.disk("other", type(source)())
+        image = ImageCache(cache.disk("disk", source), 0, 64 * MIB)
+        while arena.may_grow("other"):
+            await arena.grow("other")
+        assert arena.limit - len(arena.chunks["other"]) == 1
+        image.disk.poor = None  # nothing comes back from the other disk
+        for number in range(8):
+            with trio.fail_after(5):
+                await image.read(20 * MIB + number * MIB, 20 * MIB + number * MIB + 512, False)
+                await image.read(number * MIB, number * MIB + MIB, True)
+                await image.read_direct(number * MIB, number * MIB + 512)
+        nursery.cancel_scope.cancel()
+    arena.close()
+
+
 async def test_a_frame_has_one_owner_when_streams_and_scattered_reads_mix(
     source: Any, make_stamp: Stamp
 ) -> None:

@@ -152,16 +152,16 @@ class Agent:
 
     def _bytes(self, size: int, end: float) -> bytes:
         assert self._process.stdout is not None
-        data = b""
+        data = bytearray()
         while len(data) < size:
             left = max(0.0, end - time.monotonic())
             if not select.select([self._process.stdout], [], [], left)[0]:
                 self.close()
                 raise TimeoutError("the mount did not answer in time")
-            part = os.read(self._process.stdout.fileno(), size - len(data))
+            part = os.read(self._process.stdout.fileno(), min(size - len(data), 1 << 20))
             assert part, "the process that touches the mount has died"
             data += part
-        return data
+        return bytes(data)
 
     def waiting(self, seconds: float) -> bool:
         """Say whether there is still no answer after a while."""

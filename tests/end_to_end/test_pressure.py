@@ -49,7 +49,7 @@ def test_random_reads(agents: list[Agent], mount: Mounts, vm: Path, cache: str, 
         pid = found.worker(number % 2)["pid"]
         with contextlib.suppress(ProcessLookupError, TypeError):
             os.kill(pid, signal.SIGKILL)
-    assert [agent.receive(120) for agent in agents] == [""] * READERS
+    assert [agent.receive(60) for agent in agents] == [""] * READERS
     found.restarts = None
     if not kills:
         found.restarts = 0
@@ -68,3 +68,19 @@ def test_disk_that_comes_late_gets_memory(agents: list[Agent], mount: Mounts, vm
     for number, agent in enumerate(agents):
         agent.send("hammer", found.path("b/disk.raw"), str(vm / "b-flat.vmdk"), number, 100)
     assert [agent.receive(30) for agent in agents] == [""] * READERS
+
+
+def test_memory_that_is_given_up_wakes_who_waits(mount: Mounts, vm: Path) -> None:
+    """The only frame of a disk is in small pieces, and one reader, alone, wants a large one."""
+    for name in ("a", "b"):
+        make_vmfs(vm / f"{name}.vmdk", noise(name, SIZE))
+    found = mount(vm, "cache_size=4M")
+    found.ask("close", found.open("b/disk.raw"))
+    assert len(found.content("a/disk.raw")) == SIZE
+    fd = found.open("b/disk.raw")
+    found.ask("posix_fadvise", fd, 0, 0, os.POSIX_FADV_RANDOM)
+    for round_ in range(8):
+        for offset, size in ((20 * MIB, 4096), (0, MIB), (30 * MIB, 4096)):
+            here = offset + round_ * MIB
+            data = found.ask("pread", fd, size, here, timeout=20)
+            assert data == noise("b", SIZE)[here : here + size]

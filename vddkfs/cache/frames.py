@@ -125,7 +125,19 @@ class DiskCache:
             if self._evictable(frame):
                 self._evict(frame)
                 return self.free.pop()
-        return None
+        return self._give_up_small()
+
+    def _give_up_small(self) -> Frame | None:
+        """Return the frame that small slots are cut from, where a disk has nothing else."""
+        frame = self._small
+        if frame is None or frame.pins:
+            return None
+        self._small = None
+        if frame in self._kept:
+            self._evict(frame)
+        else:
+            self.free.add(frame)
+        return self.free.pop()
 
     async def frame(self) -> Frame:
         """Return a frame to fill, waiting for memory or for another request if need be.
