@@ -160,7 +160,7 @@ def test_a_machine_without_fuse_is_told_what_to_load(
     (tmp_path / "fuse").write_text("")
     check_fuse()
     monkeypatch.setattr(os, "access", lambda place, mode: False)
-    with pytest.raises(FuseUnavailable, match="may not open"):
+    with pytest.raises(FuseUnavailable, match="cannot be opened"):
         check_fuse()
 
 

@@ -326,9 +326,10 @@ class Mount:
             until(lambda: not alive(self.pid), what="the end of the daemon")
         while mounted(self.place):
             succeed("umount", "-l", self.place)
+        for path in state_files(self.place):
+            path.unlink()  # of a daemon that was killed
         for agent in self._closed:
-            # Now that nothing can hold it any more.
-            agent.close()
+            agent.close()  # nothing can hold it any more
 
     def _judge_restarts(self) -> list[str]:
         try:
