@@ -74,6 +74,10 @@ class DiskCache:
         self._spent.pop(frame, None)
         self._spent[frame] = None
 
+    def wake(self) -> None:
+        """Have those who wait for a frame look again."""
+        self._want.unpark_all()
+
     @property
     def wanted(self) -> bool:
         """Say whether somebody waits for a frame: read-ahead then stands back."""
@@ -302,7 +306,8 @@ class SectorCache:
         """Move one chunk from the richest disk to the spares, where the poor one finds it."""
         try:
             richest = self.arena.richest()
-            if richest is not None:
-                await self._disks[richest].surrender()
+            if richest is not None and await self._disks[richest].surrender():
+                for disk in self._disks.values():
+                    disk.wake()
         finally:
             self._balancing = False

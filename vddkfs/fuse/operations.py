@@ -32,6 +32,8 @@ BRIEF: Final = 1.0
 _BLOCK: Final = 4096
 _XATTR: Final = "user.vddkfs."
 _QUIET_SECONDS: Final = 60.0
+_MOST_TOLD: Final = 200
+"""Failed reads that are logged within that time."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -222,16 +224,21 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(_file_errno(error)) from error
 
     def _tell(self, window: Window, offset: int, error: VddkfsError) -> None:
-        """Log a failed read, the same one at most once a minute."""
+        """Log a failed read: the same at most once a minute, and not each of a lost region."""
         link = error.link if isinstance(error, EngineError) else ""
         now = time.monotonic()
         name = window.image.name
         key = (name, link or str(error), offset)
         if now - self._told.get(key, -_QUIET_SECONDS) < _QUIET_SECONDS:
             return
-        if len(self._told) > 1000:
-            self._told.clear()
+        self._told = {
+            each: when for each, when in self._told.items() if now - when < _QUIET_SECONDS
+        }
+        if len(self._told) >= _MOST_TOLD:
+            return
         self._told[key] = now
+        if len(self._told) == _MOST_TOLD:
+            log.error("%d reads have failed within a minute; no more are logged", _MOST_TOLD)
         where = f" (link {link})" if link else ""
         log.error("%s%s: read at offset %d failed: %s", name, where, window.start + offset, error)
 

@@ -224,7 +224,7 @@ def read_exactly(
         if got == 0:
             raise EngineError(
                 f"{printable(path)}: sector {sector + done // 512} of the image should be at byte "
-                f"{offset + done // 512 * 512}, but the file ends at byte {offset + done}",
+                f"{offset + done // 512 * 512}, but the file ends at byte {os.fstat(fd).st_size}",
                 link=link,
                 sector=sector + done // 512,
             )
