@@ -121,21 +121,29 @@ class ImageCache:
         return run.slot.bytes(start - run.start, end - run.start)
 
     async def read(self, start: int, end: int, large: bool) -> memoryview | bytes:
-        """Return [*start*, *end*), fetching what is missing; whole frames of it if *large*.
+        """Return [*start*, *end*), fetching what is missing.
+
+        *large* is for a reader that goes forward: whole frames are fetched, and one that it has
+        read to its end will not be wanted again.
 
         Raises VddkfsError if a fetch fails: of this range, not of what would have been fetched
         along with it. Cancellation leaves the fetches running.
         """
         try:
-            return await self._read_runs(start, end, large or end - start > SMALL)
+            return await self._read_runs(start, end, large or end - start > SMALL, large)
         except EngineError:
             # Some part of a run is damaged; it may not be the part that was asked for.
             return await self.read_direct(start, end)
 
-    async def _read_runs(self, start: int, end: int, large: bool) -> memoryview | bytes:
+    async def _read_runs(
+        self, start: int, end: int, large: bool, spend: bool
+    ) -> memoryview | bytes:
         run = await self._run_at(start, large)
         if end <= run.end:
-            return await self._part(run, start, end)
+            part = await self._part(run, start, end)
+            if spend and end == run.end and run.slot.size == FRAME:
+                self.disk.spent(run.slot.frame)
+            return part
         # Have the rest fetched meanwhile, as far as there is memory; nothing is held for it, so
         # that readers who need several frames each cannot wait for one another. A run that is
         # there comes first, because what is fetched may take its place; one that is on its way is

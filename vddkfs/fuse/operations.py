@@ -32,7 +32,7 @@ BRIEF: Final = 1.0
 _BLOCK: Final = 4096
 _XATTR: Final = "user.vddkfs."
 _QUIET_SECONDS: Final = 60.0
-_MOST_TOLD: Final = 200
+_MOST_TOLD: Final = 1000
 """Failed reads that are logged within that time."""
 
 P = ParamSpec("P")
