@@ -25,9 +25,10 @@ MAX_TASKS: Final = 1024
 MAX_BACKGROUND: Final = 512
 """Read-ahead and asynchronous direct requests that the kernel sends at once, for all files."""
 READ_AHEAD_KIB: Final = 1024
-"""The kernel's read-ahead on the mount: enough for requests of 1 MiB. The daemon reads further ahead
-by itself, and knows where a stream ends and where holes are; the kernel does not, and would fetch
-megabytes of holes behind each piece of a thin disk.
+"""The kernel's read-ahead on the mount: enough for requests of 1 MiB.
+
+The daemon reads further ahead by itself, and knows where a stream ends and where holes are; the
+kernel does not, and would fetch megabytes of holes behind each piece of a thin disk.
 """
 
 
