@@ -1,8 +1,7 @@
 #include "locks.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
+#include <string.h>
 
 #include "memory.h"
 #include "random.h"
@@ -10,8 +9,7 @@
 struct lock {
     struct list place;
     struct site *site;
-    dev_t device;
-    ino_t inode;
+    char *file; /* its real path: a descriptor that is written anew becomes another inode */
     uint64_t owner;      /* the session that took it last */
     bool held;           /* by a living session */
     struct timer linger; /* while it is set, a dead one's */
@@ -21,8 +19,9 @@ struct lock {
 
 static void note(const struct lock *lock, const char *name)
 {
-    events_note(lock->site->events, name, "session=%llu inode=%llu",
-                (unsigned long long)lock->owner, (unsigned long long)lock->inode);
+    char file[SITE_PATH_MAX];
+    events_note(lock->site->events, name, "session=%llu file=%s",
+                (unsigned long long)lock->owner, events_quote(lock->file, file, sizeof file));
 }
 
 static void free_if_unused(struct lock *lock)
@@ -34,6 +33,7 @@ static void free_if_unused(struct lock *lock)
     if (lock->held || timer_is_set(&lock->linger) || !list_empty(&lock->late))
         return;
     list_remove(&lock->place);
+    free(lock->file);
     free(lock);
 }
 
@@ -82,37 +82,47 @@ static void linger_over(struct timer *timer, uint64_t at_ns)
     free_if_unused(lock);
 }
 
-static struct lock *find(struct site *site, const struct stat *file)
+static struct lock *find(struct site *site, const char *file)
 {
     LIST_EACH(link, after, &site->locks) {
         struct lock *lock = LIST_OF(link, struct lock, place);
-        if (lock->device == file->st_dev && lock->inode == file->st_ino)
+        if (strcmp(lock->file, file) == 0)
             return lock;
     }
     return NULL;
 }
 
+static struct lock *make(struct site *site, const char *file)
+{
+    struct lock *lock = memory_zeroed(1, sizeof *lock);
+    lock->site = site;
+    lock->file = memory_text(file);
+    lock->linger.fire = linger_over;
+    list_init(&lock->late);
+    list_append(&site->locks, &lock->place);
+    return lock;
+}
+
+static void note_refusal(const struct lock *lock, uint64_t owner)
+{
+    char file[SITE_PATH_MAX];
+    events_note(lock->site->events, "lock-refused", "session=%llu file=%s holder=%llu holds=%s",
+                (unsigned long long)owner, events_quote(lock->file, file, sizeof file),
+                (unsigned long long)lock->owner, lock->held ? "open" : "lingers");
+}
+
 struct lock *lock_take(struct site *site, const char *file, uint64_t owner)
 {
-    struct stat status;
-    if (stat(file, &status) < 0)
+    char real[SITE_PATH_MAX];
+    if (realpath(file, real) == NULL)
         return NULL;
-    struct lock *lock = find(site, &status);
+    struct lock *lock = find(site, real);
     if (lock != NULL && (lock->held || timer_is_set(&lock->linger))) {
-        events_note(site->events, "lock-refused", "session=%llu inode=%llu holder=%llu holds=%s",
-                    (unsigned long long)owner, (unsigned long long)lock->inode,
-                    (unsigned long long)lock->owner, lock->held ? "open" : "lingers");
+        note_refusal(lock, owner);
         return NULL;
     }
-    if (lock == NULL) {
-        lock = memory_zeroed(1, sizeof *lock);
-        lock->site = site;
-        lock->device = status.st_dev;
-        lock->inode = status.st_ino;
-        lock->linger.fire = linger_over;
-        list_init(&lock->late);
-        list_append(&site->locks, &lock->place);
-    }
+    if (lock == NULL)
+        lock = make(site, real);
     settle(lock);
     lock->owner = owner;
     lock->held = true;

@@ -196,7 +196,8 @@ static void note_refusal(const struct opening *opening, int error)
 {
     char path[1024], why[WHY_MAX + 16];
     events_note(opening->site->events, "open-refused",
-                "session=%llu login=%llu client=%ld path=%s transport=%s writable=%d error=%d why=%s",
+                "session=%llu login=%llu client=%ld path=%s transport=%s writable=%d error=%d "
+                "why=%s",
                 (unsigned long long)opening->session->id, (unsigned long long)opening->login->id,
                 opening->session->peer.pid, events_quote(opening->path, path, sizeof path),
                 transport_names[opening->transport], opening->access.writable, error,
@@ -235,13 +236,14 @@ static void note(const struct opening *opening)
 static void answer_later(struct opening *opening, struct request *request)
 {
     const struct profile *profile = &opening->settings->profile;
-    uint64_t trips = request->error != VIX_OK || profile->net_open_trips == 0
-                         ? 1
-                         : profile->net_open_trips;
+    bool device = transport_is_device(opening->transport);
+    uint64_t trips = 1;
     uint64_t latency = timing_latency(profile->net_latency_ns, profile->net_jitter,
                                       &opening->site->random);
-    if (transport_is_device(opening->transport) && request->error == VIX_E_NOT_SUPPORTED)
+    if (device && request->error == VIX_E_NOT_SUPPORTED)
         latency = 0; /* found out on this machine */
+    else if (!device && request->error == VIX_OK && profile->net_open_trips > 0)
+        trips = profile->net_open_trips;
     request_delay(request, trips * latency,
                   request->error == VIX_OK ? answer_open : send_refusal);
 }
