@@ -210,6 +210,7 @@ def test_sizes_are_told_as_a_person_reads_them(count: int, expected: str) -> Non
 
 
 WORKER = {
+    "name": "web",
     "pid": 77,
     "state": "serving",
     "requests": 10,
@@ -229,7 +230,7 @@ STATUS = {
     "uptime": 12.3,
     "open_files": 2,
     "cache": {"size": 4096, "limit": 2**28, "hits": 1, "misses": 2, "prefetched": 3},
-    "disks": [{"name": "web", "capacity": 2**30, "links": 2, "worker": WORKER}],
+    "disks": [{"name": "web", "capacity": 2**30, "links": 2, "workers": [WORKER]}],
     "log": "/var/log/vddkfs",
     "warnings": ["careful"],
 }

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vddkfs.errors import SourceMissing, UnsupportedFormat, UsageError
-from vddkfs.source import open_source, unique_names
+from vddkfs.names import unique_names
+from vddkfs.options import MountOptions
+from vddkfs.source import open_source
 
 RESERVED = {"vm.json", ".vddkfs", ".", "..", ""}
 
@@ -58,7 +60,7 @@ def test_a_disk_never_takes_a_name_that_the_tree_uses_or_cannot_show(name: str) 
 def test_a_disk_whose_file_has_no_name_but_the_ending_has_a_folder_all_the_same(
     tmp_path: Path,
 ) -> None:
-    source = open_source(os.fsdecode(make_disk(tmp_path, b"")))
+    source = open_source(os.fsdecode(make_disk(tmp_path, b"")), MountOptions())
     assert source.chains[0].name
 
 
@@ -69,7 +71,7 @@ def test_a_folder_has_its_disks_in_order_with_the_paths_made_absolute(
     for name in (b"web", b"db", b"vm.json"):
         make_disk(tmp_path / "vm", name)
     monkeypatch.chdir(tmp_path)
-    source = open_source("vm")
+    source = open_source("vm", MountOptions())
     assert source.text == "vm"
     assert source.path == str(tmp_path / "vm")
     assert source.engine == "vmdk"
@@ -81,7 +83,7 @@ def test_a_folder_has_its_disks_in_order_with_the_paths_made_absolute(
 def test_what_cannot_be_opened_is_left_out_with_its_reason(tmp_path: Path) -> None:
     make_disk(tmp_path, b"good")
     (tmp_path / "bad.vmdk").write_bytes(b"nothing of the kind")
-    source = open_source(str(tmp_path))
+    source = open_source(str(tmp_path), MountOptions())
     assert [chain.name for chain in source.chains] == ["good"]
     [left] = source.left_out
     assert left.path == str(tmp_path / "bad.vmdk")
@@ -91,7 +93,7 @@ def test_what_cannot_be_opened_is_left_out_with_its_reason(tmp_path: Path) -> No
 def test_names_that_are_not_utf_8_are_names_like_others(tmp_path: Path) -> None:
     path = make_disk(tmp_path, b"caf\xe9")
     for typed in (tmp_path, Path(os.fsdecode(path))):
-        source = open_source(str(typed))
+        source = open_source(str(typed), MountOptions())
         [chain] = source.chains
         assert os.fsencode(chain.name) == b"caf\xe9"
         assert os.fsencode(chain.links[0].path) == path
@@ -100,29 +102,34 @@ def test_names_that_are_not_utf_8_are_names_like_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "a\0b"])
 def test_what_is_no_path_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="SOURCE"):
-        open_source(text)
+        open_source(text, MountOptions())
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "vddk://vc.example.com/DC0/vm/web01",
-        "VDDK://vc.example.com/x",
         "https://host/a.vmdk",
         "ssh+git://host",
     ],
 )
 def test_a_url_is_refused_with_what_can_be_named(url: str) -> None:
     with pytest.raises(UnsupportedFormat) as caught:
-        open_source(url)
+        open_source(url, MountOptions())
     assert caught.value.message.startswith(url)
     assert f"{url.partition(':')[0]}://" in caught.value.message
-    assert "a .vmx or a .vmdk" in caught.value.advice
+    assert "a .vmx, a .vmdk or a vddk:// URL" in caught.value.advice
+
+
+@pytest.mark.parametrize("url", ["vddk://vc.example.com/DC0/vm/web01", "VDDK://vc.example.com/x"])
+def test_a_vm_cannot_be_named_by_its_name_yet(url: str) -> None:
+    with pytest.raises(UnsupportedFormat, match="cannot be found by name") as caught:
+        open_source(url, MountOptions())
+    assert "?moref=" in caught.value.advice
 
 
 def test_a_url_that_cannot_be_opened_is_not_repeated_with_its_query() -> None:
     with pytest.raises(UnsupportedFormat) as caught:
-        open_source("vddk://vc/DC0?thumbprint=aa&password=s3cret")
+        open_source("vddk://vc/DC0?thumbprint=aa&password=s3cret", MountOptions())
     assert "s3cret" not in str(caught.value)
 
 
@@ -132,12 +139,12 @@ def test_a_path_that_looks_a_little_like_a_url_is_a_path(
     (tmp_path / "c:").mkdir()
     make_disk(tmp_path / "c:", b"web")
     monkeypatch.chdir(tmp_path)
-    assert [chain.name for chain in open_source("c:/").chains] == ["web"]
+    assert [chain.name for chain in open_source("c:/", MountOptions()).chains] == ["web"]
 
 
 def test_a_missing_source_is_told_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(SourceMissing) as caught:
-        open_source(str(tmp_path / "nothing.vmdk"))
+        open_source(str(tmp_path / "nothing.vmdk"), MountOptions())
     assert str(tmp_path / "nothing.vmdk") in str(caught.value)
     with pytest.raises(SourceMissing, match="no VMDK in"):
-        open_source(str(tmp_path))
+        open_source(str(tmp_path), MountOptions())

@@ -13,10 +13,17 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from vddkfs import __version__
-from vddkfs.commands import info, mount, status, umount
+from vddkfs.commands import cleanup, doctor, info, mount, status, umount
 from vddkfs.errors import ALL_ERRORS, EXIT_BUG, EXIT_OK, UsageError, VddkfsError
 
-COMMANDS: Final = {"mount": mount, "umount": umount, "info": info, "status": status}
+COMMANDS: Final = {
+    "mount": mount,
+    "umount": umount,
+    "info": info,
+    "status": status,
+    "doctor": doctor,
+    "cleanup": cleanup,
+}
 
 _DESCRIPTION: Final = """\
 Mount VMware virtual machine disks, at every point of their snapshot chains, as raw block files.

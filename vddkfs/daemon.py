@@ -8,13 +8,15 @@ files that are open (for reading: nothing can be open for writing) are waited fo
 or until a second signal, and are let go then.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,10 +25,14 @@ import trio
 from vddkfs.cache.arena import Arena
 from vddkfs.cache.frames import SectorCache
 from vddkfs.control import ControlServer
+from vddkfs.disks.describe import describe_disk, describe_source
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import qemu_map
 from vddkfs.disks.image import Image
-from vddkfs.disks.vm import Source, describe_disk, describe_source
+from vddkfs.disks.vm import Source
+from vddkfs.engines.base import CallCount, LinkIdentity
+from vddkfs.engines.client import WorkerClient
+from vddkfs.engines.config import VddkConfig
 from vddkfs.engines.requests import Patience
 from vddkfs.errors import MountBusy, VddkfsError
 from vddkfs.fuse import session
@@ -36,11 +42,13 @@ from vddkfs.mounts import holders, unmount
 from vddkfs.observe.logs import Log
 from vddkfs.observe.status import StatusReport
 from vddkfs.options import MountOptions, default_cache_size
-from vddkfs.state import socket_path, state_folder
+from vddkfs.state import held, socket_path, state_folder
 
 log = logging.getLogger(__name__)
 
 _UMOUNT_AGAIN = 0.5
+_STATISTICS_SECONDS = 0.25
+"""How long a worker may take to tell what its library did: status must not wait for a hung one."""
 _LAST_ANSWERS = 0.05
 """Seconds for handlers to tell their callers that the mount goes down."""
 
@@ -62,6 +70,7 @@ class Daemon:
         self._mountpoint = mountpoint
         self._options = options
         self._log = log_to
+        self._clients: list[WorkerClient] = []
         self._disks: list[Disk] = []
         self._operations: Operations | None = None
         self._report: StatusReport | None = None
@@ -70,14 +79,17 @@ class Daemon:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
         state_folder(create=True)
         async with AsyncExitStack() as stack:
+            for folder in {plan.folder for plan in self._source.workers if plan.folder}:
+                stack.enter_context(held(Path(folder)))
             cache_size = self._options.cache_size or default_cache_size()
-            arena = Arena(cache_size, len(self._source.chains))
+            readers = {(c.name, image.worker) for c in self._source.chains for image in c.images}
+            arena = Arena(cache_size, len(readers))
             stack.callback(arena.close)
             nursery = await stack.enter_async_context(_cancelled_at_end())
             self._make_disks(arena, nursery)
-            for disk in self._disks:
-                nursery.start_soon(disk.client.run)
-                stack.callback(disk.client.stop)
+            for client in self._clients:
+                nursery.start_soon(client.run)
+                stack.callback(client.stop)
             self._report = StatusReport(self._mountpoint, self._source.path, arena, self._disks)
             tree = self._make_tree(nursery)
             capacity = sum(disk.capacity for disk in self._disks)
@@ -92,25 +104,31 @@ class Daemon:
             retry_budget=options.retry_budget,
             idle_timeout=options.idle_timeout,
         )
-        self._disks += (
-            Disk(
-                chain.name,
-                chain.links,
+        for number, plan in enumerate(self._source.workers):
+            opened = functools.partial(self._opened, number)
+            client = WorkerClient(plan.name, plan.config, patience, opened, secret=plan.secret)
+            self._clients.append(client)
+        for chain in self._source.chains:
+            disk = Disk(
+                chain,
+                self._clients,
                 nursery=nursery,
                 cache=cache,
-                patience=patience,
                 read_ahead=options.readahead,
-                follow_any=options.follow_parents == "any",
             )
-            for chain in self._source.chains
-        )
+            self._disks.append(disk)
+
+    def _opened(self, worker: int, identities: Sequence[LinkIdentity]) -> None:
+        for disk in self._disks:
+            disk.opened(worker, identities)
 
     def _make_tree(self, nursery: trio.Nursery) -> Tree:
         newest = max(disk.top.mtime_ns for disk in self._disks)
         tree = Tree(_document(describe_source(self._source)), self._status, newest)
         for disk in self._disks:
             allocation = functools.partial(_allocation, disk.top)
-            tree.add_disk(disk, _document(describe_disk(disk)), allocation)
+            described = describe_disk(disk, self._source.engine, self._source.facts)
+            tree.add_disk(disk, _document(described), allocation)
             for image in disk.images:
                 image.superseded = functools.partial(_superseded, tree, image, nursery)
         return tree
@@ -148,10 +166,8 @@ class Daemon:
         ready()
 
     async def _serve_requests(self, operations: Operations, nursery: trio.Nursery) -> None:
-        clients = [disk.client for disk in self._disks]
-
         def busy() -> bool:
-            return any(client.in_flight for client in clients)
+            return any(client.in_flight for client in self._clients)
 
         await session.serve(operations.lseek, busy, nursery)
         nursery.cancel_scope.cancel()
@@ -162,7 +178,22 @@ class Daemon:
     async def _answer(self, _request: dict[str, Any]) -> dict[str, Any]:
         assert self._report is not None
         open_files = self._operations.open_files if self._operations is not None else 0
-        return self._report.collect(session.agreed(), open_files, self._log)
+        calls = await self._library_calls()
+        return self._report.collect(session.agreed(), open_files, self._log, calls)
+
+    async def _library_calls(self) -> dict[str, tuple[CallCount, ...]]:
+        """Ask the workers what their libraries did; one that does not answer is left out."""
+        found: dict[str, tuple[CallCount, ...]] = {}
+
+        async def ask(client: WorkerClient) -> None:
+            with trio.move_on_after(_STATISTICS_SECONDS), contextlib.suppress(VddkfsError):
+                found[client.name] = await client.statistics()
+
+        async with trio.open_nursery() as nursery:
+            for client in self._clients:
+                if isinstance(client.config, VddkConfig):
+                    nursery.start_soon(ask, client)
+        return found
 
     async def _stop_on_signals(
         self, signals: AsyncIterator[int], serving: trio.CancelScope
@@ -176,8 +207,8 @@ class Daemon:
                 nursery.cancel_scope.cancel()
         log.warning("%s is let go with files open", self._mountpoint)
         # Reads that are under way end with EIO first: unanswered, they would hang in the kernel.
-        for disk in self._disks:
-            disk.client.refuse()
+        for client in self._clients:
+            client.refuse()
         await trio.sleep(_LAST_ANSWERS)
         serving.cancel()
 

@@ -9,7 +9,12 @@ This module imports nothing of vddkfs, so that both ends of the worker protocol 
 """
 
 import errno as _errno
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+Retry = Literal["", "reconnect", "later", "busy"]
+"""Whether a failed request is worth another try: not at all, with a new connection, with one after
+a longer while (a host in maintenance), or as soon as this machine's other mounts let it (and then
+however long that takes)."""
 
 EXIT_OK = 0
 EXIT_BUG = 1
@@ -153,11 +158,28 @@ class EngineError(VddkfsError):
         errno: int | None = None,
         link: str = "",
         sector: int = -1,
+        retry: Retry = "",
     ) -> None:
-        """*link* is the VMDK concerned, *sector* the place in the image, -1 where there is none."""
+        """*link* is the VMDK concerned, *sector* the place in the image, -1 where there is none.
+
+        *retry* says whether asking again can help.
+        """
         super().__init__(message, cause=cause, advice=advice, errno=errno)
         self.link = link
         self.sector = sector
+        self.retry: Retry = retry
+
+
+class ChecksFailed(VddkfsError):
+    """doctor found something that must be put right before this can work"""
+
+    exit_code = 40
+
+
+class LeftBehind(VddkfsError):
+    """cleanup could not take away all that dead mounts left"""
+
+    exit_code = 41
 
 
 ALL_ERRORS: tuple[type[VddkfsError], ...] = (
@@ -176,4 +198,6 @@ ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     WorkerFailed,
     StaleImage,
     EngineError,
+    ChecksFailed,
+    LeftBehind,
 )

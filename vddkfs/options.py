@@ -15,6 +15,7 @@ import msgspec
 from vddkfs.errors import UsageError
 
 MIB: Final = 1024 * 1024
+TRANSPORTS: Final = ("file", "san", "hotadd", "nbdssl", "nbd")
 _UNITS: Final = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB, "t": 1024 * 1024 * MIB}
 
 
@@ -32,6 +33,16 @@ class MountOptions(msgspec.Struct, kw_only=True):
     retry_budget: float = 100.0
     idle_timeout: float = 900.0
     stop_timeout: float = 10.0
+    credentials: str = ""
+    thumbprint: str = ""
+    transports: tuple[str, ...] = ()
+    san_check: str = "yes"
+    libdir: str = ""
+    vddk_config: str = ""
+    nfc_port: int = 902
+    keepalive: float = 60.0
+    idle_close: float = 300.0
+    max_sessions: int = 32
     log: str = "auto"
     log_level: str = "info"
 
@@ -77,6 +88,46 @@ def _seconds(text: str) -> float:
     if not 0.1 <= value < 1e9:
         raise ValueError("a number of seconds, at least 0.1, is wanted")
     return value
+
+
+def _seconds_or_never(text: str) -> float:
+    return 0.0 if text in ("0", "never") else _seconds(text)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 10_000:
+        raise ValueError("a number from 0 to 10000 is wanted")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 < value < 65536:
+        raise ValueError("a port number is wanted")
+    return value
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("an absolute path is wanted")
+    return text
+
+
+def _thumbprint(text: str) -> str:
+    value = text.upper()
+    if not re.fullmatch(r"([0-9A-F]{2}:){19,31}[0-9A-F]{2}", value):
+        raise ValueError("the SHA-1 or SHA-256 of a certificate, AB:CD:..., is wanted")
+    return value
+
+
+def _transports(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(":"))
+    unknown = [name for name in names if name not in TRANSPORTS]
+    if unknown or len(set(names)) != len(names):
+        known = ", ".join(TRANSPORTS)
+        raise ValueError(f"names out of {known}, in order of preference, with colons are wanted")
+    return names
 
 
 def _id(text: str) -> int:
@@ -150,6 +201,46 @@ OPTIONS: Final = (
         "SECONDS",
         "how long SIGTERM waits for open files (default: 10)",
         _seconds,
+    ),
+    Option(
+        "credentials",
+        "FILE",
+        "user= and password= (or cookie=) for vddk://, a file of mode 0600 (default: a prompt)",
+        _path,
+    ),
+    Option("thumbprint", "AB:CD:...", "of the server's certificate, for vddk://", _thumbprint),
+    Option(
+        "transports",
+        "LIST",
+        "how VDDK may reach the disks, in order, such as san:nbdssl (default: nbdssl:nbd)",
+        _transports,
+    ),
+    Option(
+        "san_check",
+        "yes|no",
+        "leave san out where this machine has no SCSI disks (default: yes)",
+        _one_of("yes", "no"),
+    ),
+    Option("libdir", "DIR", "where VDDK is installed (default: the usual places)", _path),
+    Option("vddk_config", "FILE", "your own configuration file for VDDK", _path),
+    Option("nfc_port", "PORT", "where the hosts serve disks (default: 902)", _port),
+    Option(
+        "keepalive",
+        "SECONDS|never",
+        "after which a sector is read of an idle VDDK disk (default: 60)",
+        _seconds_or_never,
+    ),
+    Option(
+        "idle_close",
+        "SECONDS|never",
+        "after which an idle VDDK disk is closed until it is read again (default: 300)",
+        _seconds_or_never,
+    ),
+    Option(
+        "max_sessions",
+        "N",
+        "VDDK sessions of one server, of all mounts of this machine; 0: any (default: 32)",
+        _count,
     ),
     Option("log", "TARGET", "auto (default), stderr, syslog or an absolute path", _log_target),
     Option(

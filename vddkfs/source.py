@@ -1,58 +1,70 @@
 """SOURCE as typed: what it names, and which engine opens it.
 
-Now: a folder of VMDKs, a .vmx, or one .vmdk, all read by the built-in engine.
+A folder of VMDKs, a .vmx, or one .vmdk are read by the built-in engine; a ``vddk://`` URL names
+disks for VMware's library (see ``remote``).
 """
 
 import os
 import re
-from collections.abc import Iterable
 
-from vddkfs.disks.vm import Chain, LeftOut, Source
+from vddkfs.disks.vm import Chain, ImagePlan, LeftOut, Source, WorkerPlan
+from vddkfs.engines.base import LinkInfo
+from vddkfs.engines.config import VmdkConfig
 from vddkfs.engines.vmdk.discover import discover
 from vddkfs.errors import UnsupportedFormat, UsageError
+from vddkfs.names import unique_names
+from vddkfs.options import MountOptions
+from vddkfs.remote import open_remote
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-_RESERVED = frozenset({"vm.json", ".vddkfs", ".", ".."})
 
 
-def open_source(text: str, follow_parents: str = "folder") -> Source:
+def open_source(text: str, options: MountOptions) -> Source:
     """Return what SOURCE *text* holds, leaving out (with the reason) what cannot be opened.
 
-    Blocks while it reads descriptors and headers. Raises VddkfsError if nothing can be opened.
+    Blocks while it reads descriptors and headers, or while a worker opens remote disks. Raises
+    VddkfsError if nothing can be opened.
     """
     if not text or "\0" in text:
         raise UsageError("an empty SOURCE", advice="name a folder, a .vmx or a .vmdk")
     url = _URL.match(text)
+    if url is not None and url[1].lower() == "vddk":
+        return open_remote(text, options)
     if url is not None:
         raise UnsupportedFormat(
             f"{text.split('?')[0]}: {url[1]}:// cannot be opened by this release",
-            advice="name a folder of VMDKs, a .vmx or a .vmdk",
+            advice="name a folder of VMDKs, a .vmx, a .vmdk or a vddk:// URL",
         )
+    return _open_local(text, options.follow_parents == "any")
+
+
+def _open_local(text: str, follow_any: bool) -> Source:
     path = os.path.abspath(text)
-    found = discover(path, follow_any=follow_parents == "any")
+    found = discover(path, follow_any=follow_any)
     names = unique_names(chain.name for chain in found.chains)
+    chains = zip(names, found.chains, strict=True)
+    planned = [
+        plan_local(number, name, chain.links, follow_any)
+        for number, (name, chain) in enumerate(chains)
+    ]
     return Source(
         text=text,
         path=path,
         engine="vmdk",
-        chains=tuple(
-            Chain(name, chain.links) for name, chain in zip(names, found.chains, strict=True)
-        ),
+        chains=tuple(chain for chain, _ in planned),
+        workers=tuple(worker for _, worker in planned),
         left_out=tuple(LeftOut(left.path, str(left.error)) for left in found.left_out),
     )
 
 
-def unique_names(names: Iterable[str]) -> list[str]:
-    """Return *names* with a suffix where two would clash, or where one is ours already."""
-    taken = set(_RESERVED)
-    result = []
-    for name in names:
-        # A file called just ".vmdk" has no name to give.
-        name = name or "disk"
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}-{number}"
-        taken.add(candidate)
-        result.append(candidate)
-    return result
+def plan_local(
+    worker: int, name: str, links: tuple[LinkInfo, ...], follow_any: bool
+) -> tuple[Chain, WorkerPlan]:
+    """Return the disk *name*, all of whose images the mount's worker number *worker* reads.
+
+    The last link has no child that would keep its owner from writing it: it is live.
+    """
+    images = tuple(ImagePlan(number, worker, number) for number in range(len(links)))
+    paths = tuple(os.fsencode(link.path) for link in links)
+    config = VmdkConfig(links=paths, follow_any=follow_any)
+    return Chain(name, links, images, live=len(links) - 1), WorkerPlan(name, config)

@@ -4,9 +4,12 @@ Root's is /run/vddkfs; another user's is in $XDG_RUNTIME_DIR, or in /tmp under t
 mount has a control socket there and, where there is no syslog, a log; both go away with it.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from vddkfs.errors import AccessDenied
@@ -32,6 +35,25 @@ def state_folder(create: bool = False) -> Path:
                 advice=f"remove it, or `chmod 0700 {folder}`",
             )
     return folder
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Keep *folder*, made if need be, as one that a living process uses; remove it at the end.
+
+    That is a shared lock on the folder itself: where an exclusive one can be had nobody lives any
+    more who needs what is in it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield folder
+    finally:
+        # What a worker left there on purpose, because it could not clean up, stays.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        os.close(fd)
 
 
 def canonical(mountpoint: str) -> str:

@@ -61,7 +61,7 @@ def _read_once(path: Path) -> None:
 
 def _worker(served: Served) -> dict[str, Any]:
     disks = served.status()["disks"]
-    found: dict[str, Any] = next(disk["worker"] for disk in disks if disk["name"] == _HUNG)
+    found: dict[str, Any] = next(disk["workers"][0] for disk in disks if disk["name"] == _HUNG)
     return found
 
 

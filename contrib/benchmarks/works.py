@@ -125,7 +125,7 @@ def memory(this: Round) -> None:
     this.add("memory-full", pss(this.served.pids()) / MIB)
     if this.served.system.name == "vddkfs":
         status = this.served.status()
-        workers = sum(disk["worker"]["pid"] is not None for disk in status["disks"])
+        workers = sum(disk["workers"][0]["pid"] is not None for disk in status["disks"])
         cache = status["cache"]["limit"] / MIB
         this.add("memory-goal", cache + DAEMON_MIB + WORKER_MIB * workers)
 

@@ -119,6 +119,7 @@ def test_sections() -> None:
         "MOUNT OPTIONS",
         "TREE",
         "SEMANTICS",
+        "REMOTE DISKS",
         "WORKERS AND FAILURES",
         "FILES",
         "EXIT STATUS",

@@ -27,9 +27,11 @@ from vddkfs.disks.image import SEEK_SECONDS
 from vddkfs.engines import protocol
 from vddkfs.engines.base import SECTOR, FileStamp, LinkIdentity, MapExtent, MapSlice
 from vddkfs.engines.client import WorkerClient
+from vddkfs.engines.pool import PooledEngine
 from vddkfs.engines.requests import Patience
 from vddkfs.engines.worker import Worker
 from vddkfs.errors import SourceMissing, StaleImage, VddkfsError
+from vddkfs.source import plan_local
 
 MIB = 1024 * 1024
 SPANS = st.lists(st.tuples(st.integers(0, 199), st.integers(1, 60)), max_size=8)
@@ -229,7 +231,7 @@ class ThreadWorker:
 
     def __init__(self, vm: Vm) -> None:
         self.sock, self._theirs = protocol.pair()
-        self._worker = Worker(self._theirs, lambda config: ScriptedEngine(vm))
+        self._worker = Worker(self._theirs, lambda config, fd: PooledEngine(ScriptedEngine(vm)))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -254,20 +256,23 @@ class ThreadWorker:
 
 
 @asynccontextmanager
-async def mounted(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Disk]:
-    def client(*arguments: Any) -> WorkerClient:
-        return WorkerClient(*arguments, vm.start)
-
-    monkeypatch.setattr("vddkfs.disks.disk.WorkerClient", client)
+async def mounted(vm: Vm) -> AsyncIterator[Disk]:
     arena = Arena(8 * MIB)
+    disks: list[Disk] = []
+
+    def opened(identities: Sequence[LinkIdentity]) -> None:
+        for each in disks:
+            each.opened(0, identities)
+
+    chain, worker = plan_local(0, "web", tuple(vm.links()), False)
+    client = WorkerClient("web", worker.config, Patience(), opened, vm.start)
     async with trio.open_nursery() as nursery:
         cache = SectorCache(arena, nursery)
-        disk = Disk(
-            "web", vm.links(), nursery=nursery, cache=cache, patience=Patience(), read_ahead=MIB
-        )
-        nursery.start_soon(disk.client.run)
+        disk = Disk(chain, [client], nursery=nursery, cache=cache, read_ahead=MIB)
+        disks.append(disk)
+        nursery.start_soon(client.run)
         yield disk
-        disk.client.stop()
+        client.stop()
         nursery.cancel_scope.cancel()
     arena.close()
 
@@ -284,11 +289,9 @@ async def is_stale(disk: Disk, handles: Sequence[Any]) -> list[bool]:
     return stale
 
 
-async def test_a_written_live_link_is_the_same_disk_with_a_newer_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_written_live_link_is_the_same_disk_with_a_newer_time() -> None:
     vm = Vm()
-    async with mounted(vm, monkeypatch) as disk:
+    async with mounted(vm) as disk:
         handles = [await image.open(False) for image in disk.images]
         vm.now[2] = identity(2, 2048, cid="2", mtime=77)
         await disk.top.open(False)
@@ -308,11 +311,10 @@ async def test_a_written_live_link_is_the_same_disk_with_a_newer_time(
 async def test_a_changed_link_makes_its_image_and_those_above_stale(
     number: int,
     found: LinkIdentity,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     vm = Vm()
-    async with mounted(vm, monkeypatch) as disk:
+    async with mounted(vm) as disk:
         handles = [await image.open(False) for image in disk.images]
         vm.now[number], vm.fill = found, 2
         new = await disk.images[0].open(False), await disk.top.open(False)
@@ -324,20 +326,18 @@ async def test_a_changed_link_makes_its_image_and_those_above_stale(
     assert f"chain/{number}.raw and above get ESTALE" in line
 
 
-async def test_opens_at_the_same_time_share_their_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_opens_at_the_same_time_share_their_looks() -> None:
     vm = Vm()
-    async with mounted(vm, monkeypatch) as disk:
+    async with mounted(vm) as disk:
         async with trio.open_nursery() as nursery:
             for _ in range(30):
                 nursery.start_soon(disk.top.open, False)
         assert 1 <= vm.calls.count("revalidate") <= 2
 
 
-async def test_a_disk_of_another_capacity_cannot_be_opened_until_it_is_mounted_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_disk_of_another_capacity_cannot_be_opened_until_it_is_mounted_again() -> None:
     vm = Vm()
-    async with mounted(vm, monkeypatch) as disk:
+    async with mounted(vm) as disk:
         await disk.top.open(False)
         vm.now[2] = identity(2, 4096)
         for _ in range(3):
@@ -345,11 +345,9 @@ async def test_a_disk_of_another_capacity_cannot_be_opened_until_it_is_mounted_a
                 await disk.top.open(False)
 
 
-async def test_a_source_that_comes_back_after_a_failed_reopening_is_served_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_source_that_comes_back_after_a_failed_reopening_is_served_again() -> None:
     vm = Vm()
-    async with mounted(vm, monkeypatch) as disk:
+    async with mounted(vm) as disk:
         await disk.top.open(False)
         vm.now[0], vm.refusal = identity(0, 2048, cid="2"), SourceMissing("gone for a moment")
         with pytest.raises(SourceMissing):
@@ -359,11 +357,9 @@ async def test_a_source_that_comes_back_after_a_failed_reopening_is_served_again
         assert await read(disk.top, handle, 0, 512) == b"\2" * 512
 
 
-async def test_a_change_while_the_worker_was_away_is_found_by_the_next_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_change_while_the_worker_was_away_is_found_by_the_next_open() -> None:
     vm = Vm()
-    async with mounted(vm, monkeypatch) as disk:
+    async with mounted(vm) as disk:
         handles = [await image.open(False) for image in disk.images]
         vm.now[1], vm.fill = identity(1, 2048, cid="2"), 2
         vm.workers[-1].crash()
@@ -372,22 +368,18 @@ async def test_a_change_while_the_worker_was_away_is_found_by_the_next_open(
         assert await read(disk.top, new, 0, 512) == b"\2" * 512
 
 
-async def test_a_change_found_at_a_restart_fails_no_read_of_an_image_below_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_change_found_at_a_restart_fails_no_read_of_an_image_below_it() -> None:
     vm = Vm()
-    async with mounted(vm, monkeypatch) as disk:
+    async with mounted(vm) as disk:
         below = await disk.images[0].open(direct=True)
         vm.now[2] = identity(2, 2048, inode=9)
         vm.workers[-1].crash()
         assert await read(disk.images[0], below, 0, 512) == b"\1" * 512
 
 
-async def test_another_capacity_found_at_a_restart_makes_open_files_stale(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_another_capacity_found_at_a_restart_makes_open_files_stale() -> None:
     vm = Vm()
-    async with mounted(vm, monkeypatch) as disk:
+    async with mounted(vm) as disk:
         handles = [await image.open(False) for image in disk.images]
         assert await is_stale(disk, handles) == [False, False, False]
         vm.now[1] = identity(1, 4096)

@@ -122,6 +122,7 @@ async def shown(
         yield Image(
             "d/chain/0.raw",
             links or [make_link(len(worker.content) // SECTOR)],
+            index=0,
             frozen=frozen,
             client=worker,  # type: ignore[arg-type]
             cache=disk,

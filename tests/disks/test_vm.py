@@ -7,16 +7,10 @@ from typing import Any
 import pytest
 
 from vddkfs import __version__
-from vddkfs.disks.vm import (
-    Chain,
-    LeftOut,
-    Source,
-    describe_disk,
-    describe_link,
-    describe_source,
-    policy,
-)
+from vddkfs.disks.describe import describe_disk, describe_link, describe_source, policy
+from vddkfs.disks.vm import LeftOut, Source
 from vddkfs.engines.base import ExtentInfo, LinkIdentity, LinkInfo
+from vddkfs.source import plan_local
 
 
 def make_link(number: int, capacity: int = 100, **more: Any) -> LinkInfo:
@@ -40,12 +34,20 @@ def make_link(number: int, capacity: int = 100, **more: Any) -> LinkInfo:
 
 
 def make_disk(*links: LinkInfo) -> Any:
-    return SimpleNamespace(name="web", links=links, capacity=links[-1].capacity * 512)
+    images = [SimpleNamespace(number=n, frozen=n < len(links) - 1) for n in range(len(links))]
+    capacity = links[-1].capacity * 512
+    return SimpleNamespace(name="web", links=links, images=images, capacity=capacity)
+
+
+def make_source(text: str, *links: LinkInfo, left_out: tuple[LeftOut, ...] = ()) -> Source:
+    chain, worker = plan_local(0, "web", links, False)
+    return Source(text, "/" + text, "vmdk", (chain,), (worker,), left_out)
 
 
 def test_a_source_is_described_with_its_disks_and_what_was_left_out() -> None:
-    chain = Chain("web", (make_link(0), make_link(1, capacity=200)))
-    source = Source("vm", "/vm", "vmdk", (chain,), (LeftOut("/vm/x.vmdk", "x: is bad"),))
+    links = (make_link(0), make_link(1, capacity=200))
+    source = make_source("vm", *links, left_out=(LeftOut("/vm/x.vmdk", "x: is bad"),))
+    [chain] = source.chains
     found = describe_source(source)
     assert found["vddkfs"] == __version__
     assert found["source"] == "/vm"
@@ -100,6 +102,6 @@ def test_what_only_one_end_of_the_chain_knows_is_told(owner: int) -> None:
 
 def test_the_documents_are_json_also_for_names_that_are_not_utf_8() -> None:
     name = b"caf\xe9".decode(errors="surrogateescape")
-    source = Source(name, "/" + name, "vmdk", (Chain(name, (make_link(0),)),), ())
+    source = make_source(name, make_link(0))
     for content in (describe_source(source), describe_disk(make_disk(make_link(0)))):
         assert json.loads(json.dumps(content).encode()) == content

@@ -221,7 +221,7 @@ class Mount:
 
     def worker(self, disk: int = 0) -> dict[str, Any]:
         """Return what status tells of a disk's worker."""
-        found: dict[str, Any] = self.status()["disks"][disk]["worker"]
+        found: dict[str, Any] = self.status()["disks"][disk]["workers"][0]
         return found
 
     def loud(self) -> list[str]:
@@ -337,7 +337,7 @@ class Mount:
         except NotMounted as error:
             where = "\n".join(map(_where, (self.pid, *children(self.pid))))
             return [f"{error}; meanwhile:\n{where}"]
-        restarts = sum(disk["worker"]["restarts"] for disk in status["disks"])
+        restarts = sum(disk["workers"][0]["restarts"] for disk in status["disks"])
         if self.restarts is not None and restarts != self.restarts:
             return [f"{restarts} restarts, not {self.restarts}: {status['disks']}"]
         return []

@@ -91,9 +91,9 @@ def test_others_answer(
     wanted = [sha256(content[number * STEP :][:SIZE]) for number in range(READERS)]
     assert hashes == wanted
     hung, well = status["disks"]
-    assert hung["worker"]["in_flight"] + hung["worker"]["queued"] >= 1
-    assert hung["worker"]["oldest_request"] > 0
-    assert well["worker"]["in_flight"] == 0
+    assert hung["workers"][0]["in_flight"] + hung["workers"][0]["queued"] >= 1
+    assert hung["workers"][0]["oldest_request"] > 0
+    assert well["workers"][0]["in_flight"] == 0
     with capsys.disabled():
         worst = max(took, key=lambda what: took[what])
         print(f"\n  slowest beside a hung disk: {worst}, {took[worst] * 1000:.0f} ms")

@@ -55,7 +55,7 @@ def test_random_reads(agents: list[Agent], mount: Mounts, vm: Path, cache: str, 
         found.restarts = 0
     status = found.status()
     assert status["cache"]["size"] <= status["cache"]["limit"]
-    assert all(disk["worker"]["errors"] == 0 for disk in status["disks"])
+    assert all(disk["workers"][0]["errors"] == 0 for disk in status["disks"])
 
 
 def test_disk_that_comes_late_gets_memory(agents: list[Agent], mount: Mounts, vm: Path) -> None:

@@ -237,7 +237,7 @@ def test_status_json(mount: Mounts, vm: Path, links: list[Path]) -> None:
     assert document["source"] == str(vm)
     (disk,) = document["disks"]
     assert (disk["name"], disk["links"], disk["capacity"]) == ("web", 3, 2 * MIB + 5 * SECTOR)
-    worker = disk["worker"]
+    worker = disk["workers"][0]
     assert worker["pid"] == found.worker()["pid"]
     assert worker["restarts"] == worker["resent"] == worker["errors"] == 0
     assert worker["requests"] > 0

@@ -14,13 +14,14 @@ import trio.testing
 from vddkfs.engines import protocol
 from vddkfs.engines.base import LinkIdentity, MapExtent, MapSlice
 from vddkfs.engines.client import WorkerClient
+from vddkfs.engines.config import VmdkConfig
 from vddkfs.engines.pending import MAX_IN_FLIGHT
-from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
+from vddkfs.engines.protocol import MapQuery, Op
 from vddkfs.engines.requests import Moved, Patience, ReadRequest
 from vddkfs.errors import EngineError, StaleImage, VddkfsError, WorkerFailed
 
 IDENTITY = LinkIdentity("/vm/a.vmdk", "12345678", 100)
-CONFIG = EngineConfig(links=(b"/vm/a.vmdk",))
+CONFIG = VmdkConfig(links=(b"/vm/a.vmdk",))
 Script = Callable[["FakeProcess"], Awaitable[None]]
 
 

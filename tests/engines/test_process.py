@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from vddkfs.engines import process, protocol
+from vddkfs.engines import process, protocol, spawn
 from vddkfs.engines.process import WorkerProcess
 from vddkfs.engines.protocol import Op
 
@@ -108,7 +108,7 @@ os.write(1, b"\\ncaf\\xe9\\nthe last words")
 async def test_what_it_prints_is_logged_line_by_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process, "_command", lambda theirs: [sys.executable, "-I", "-c", PRINTER])
+    monkeypatch.setattr(spawn, "_command", lambda theirs: [sys.executable, "-I", "-c", PRINTER])
     worker = WorkerProcess("web")
     with trio.fail_after(SECONDS):
         await worker.forward_output()
@@ -126,7 +126,7 @@ async def test_the_last_words_of_one_that_was_killed_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     code = "import threading; print('dying', flush=True); threading.Event().wait()"
-    monkeypatch.setattr(process, "_command", lambda theirs: [sys.executable, "-I", "-c", code])
+    monkeypatch.setattr(spawn, "_command", lambda theirs: [sys.executable, "-I", "-c", code])
     worker = WorkerProcess("web")
     with trio.fail_after(SECONDS):
         await trio.lowlevel.wait_readable(worker._output)
@@ -141,7 +141,7 @@ async def test_it_sees_nothing_of_the_daemons_environment_and_files(
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
     code = "import os; print(sorted(os.environ), os.getcwd(), sorted(os.listdir('/proc/self/fd')))"
     monkeypatch.setattr(
-        process,
+        spawn,
         "_command",
         lambda theirs: [sys.executable, "-I", "-c", f"{code}; print({theirs.fileno()})"],
     )
@@ -167,7 +167,7 @@ async def test_it_sees_nothing_of_the_daemons_environment_and_files(
 async def test_one_that_cannot_be_started_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(process, "_command", lambda theirs: ["/nowhere/python"])
+    monkeypatch.setattr(spawn, "_command", lambda theirs: ["/nowhere/python"])
     before = count_fds()
     with pytest.raises(FileNotFoundError):
         WorkerProcess("web")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from vddkfs.engines import protocol
 from vddkfs.engines.base import FileStamp, LinkIdentity, MapExtent, MapSlice
-from vddkfs.engines.protocol import MAX_PACKET, EngineConfig, GarbledMessage, MapQuery, Op
+from vddkfs.engines.config import EngineConfig, VmdkConfig
+from vddkfs.engines.protocol import MAX_PACKET, GarbledMessage, MapQuery, Op
 from vddkfs.errors import ALL_ERRORS, EngineError, UsageError, VddkfsError
 
 Pair = tuple[socket.socket, socket.socket]
@@ -242,6 +243,6 @@ def test_identities_and_maps_arrive_as_they_were() -> None:
 
 
 def test_paths_of_a_chain_may_be_any_bytes() -> None:
-    config = EngineConfig(links=(b"/vm/caf\xe9.vmdk", bytes(range(1, 256))), follow_any=True)
+    config = VmdkConfig(links=(b"/vm/caf\xe9.vmdk", bytes(range(1, 256))), follow_any=True)
     found = msgspec.msgpack.decode(protocol.encode(config), type=EngineConfig)
     assert found == config

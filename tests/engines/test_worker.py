@@ -15,12 +15,14 @@ import pytest
 
 from vddkfs.engines import protocol
 from vddkfs.engines.base import SECTOR, LinkIdentity, MapExtent, MapSlice
-from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
-from vddkfs.engines.worker import READ_THREADS, Worker
+from vddkfs.engines.config import EngineConfig, VmdkConfig
+from vddkfs.engines.pool import READ_THREADS, PooledEngine
+from vddkfs.engines.protocol import MapQuery, Op
+from vddkfs.engines.worker import Worker
 from vddkfs.errors import EngineError, SourceMissing, VddkfsError
 
 IDENTITY = LinkIdentity("/vm/a.vmdk", "12345678", 1000)
-CONFIG = EngineConfig(links=(b"/vm/a.vmdk",))
+CONFIG = VmdkConfig(links=(b"/vm/a.vmdk",))
 SECONDS = 10.0
 
 
@@ -91,11 +93,11 @@ class Daemon:
             except BaseException as error:
                 self.raised = error
 
-    def _make(self, config: EngineConfig) -> Any:
+    def _make(self, config: EngineConfig, secret: int) -> Any:
         if self.refusal is not None:
             raise self.refusal
         self.engines.append(FakeEngine(config))
-        return self.engines[-1]
+        return PooledEngine(self.engines[-1])
 
     def ask(self, op: int, body: bytes = b"", fd: int = -1, **fields: int) -> int:
         """Send a request and return its id."""
@@ -283,7 +285,7 @@ def test_a_chunk_is_taken_back_after_the_reads_into_it(started: Started) -> None
 def test_a_second_open_replaces_the_engine_after_its_reads(started: Started) -> None:
     daemon, first, _ = started
     read = daemon.ask(Op.READ, image=1, sector=5, count=1)
-    config = EngineConfig(links=(b"/vm/b.vmdk",), follow_any=True)
+    config = VmdkConfig(links=(b"/vm/b.vmdk",), follow_any=True)
     reopened = daemon.ask(Op.OPEN, protocol.encode(config))
     assert daemon.silent()
     assert not first.closed.is_set()

@@ -18,6 +18,7 @@ class FakeImage:
     """What the kernel's side needs of an image. Byte n of it is n // 512 modulo 256."""
 
     def __init__(self, number: int = 0, frozen: bool = False) -> None:
+        self.number = number
         self.name = f"web/chain/{number}.raw"
         self.capacity = SECTORS * 512
         self.frozen = frozen

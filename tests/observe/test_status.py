@@ -12,7 +12,7 @@ import trio
 
 from vddkfs.cache.arena import Arena
 from vddkfs.engines.client import WorkerClient
-from vddkfs.engines.protocol import EngineConfig
+from vddkfs.engines.config import VmdkConfig
 from vddkfs.engines.requests import Patience
 from vddkfs.observe.status import StatusReport
 
@@ -23,6 +23,7 @@ def make_disk(name: str, scale: int, **worker: Any) -> Any:
     """Return what the report reads of a disk with two images."""
     counters = SimpleNamespace(starts=3, restarts=2, requests=scale * 100, resent=1, errors=4)
     client = SimpleNamespace(
+        name=name,
         counters=counters,
         pid=77,
         state="serving",
@@ -40,8 +41,8 @@ def make_disk(name: str, scale: int, **worker: Any) -> Any:
         capacity=scale * MIB,
         links=(None,) * 2,
         images=(image, image),
-        cache=SimpleNamespace(bytes_held=scale * 4096, evictions=scale * 5),
-        client=client,
+        caches=[SimpleNamespace(bytes_held=scale * 4096, evictions=scale * 5)],
+        clients=[client],
     )
 
 
@@ -88,22 +89,25 @@ def test_each_disk_tells_of_its_worker() -> None:
         "capacity": MIB,
         "links": 2,
         "cache_held": 4096,
-        "worker": {
-            "pid": 77,
-            "state": "serving",
-            "requests": 100,
-            "in_flight": 5,
-            "queued": 6,
-            "oldest_request": 1.235,
-            "starts": 3,
-            "restarts": 2,
-            "resent": 1,
-            "errors": 4,
-            "last_errors": ["12:00:00 torn grain"],
-        },
+        "workers": [
+            {
+                "name": "a",
+                "pid": 77,
+                "state": "serving",
+                "requests": 100,
+                "in_flight": 5,
+                "queued": 6,
+                "oldest_request": 1.235,
+                "starts": 3,
+                "restarts": 2,
+                "resent": 1,
+                "errors": 4,
+                "last_errors": ["12:00:00 torn grain"],
+            }
+        ],
     }
-    assert found[1]["worker"]["pid"] is None
-    assert found[1]["worker"]["state"] == "not running"
+    assert found[1]["workers"][0]["pid"] is None
+    assert found[1]["workers"][0]["state"] == "not running"
 
 
 @pytest.mark.parametrize("name", ["web", "caf\udce9", 'quote"\n'])
@@ -113,10 +117,10 @@ def test_it_is_json_whatever_the_names_are(name: str) -> None:
 
 
 async def test_a_real_worker_that_never_ran_is_told_as_such() -> None:
-    client = WorkerClient("web", EngineConfig(links=()), Patience(), lambda identities: None)
+    client = WorkerClient("web", VmdkConfig(links=()), Patience(), lambda identities: None)
     disk = make_disk("web", 1)
-    disk.client = client
-    worker = collect(disk)["disks"][0]["worker"]
+    disk.clients = [client]
+    worker = collect(disk)["disks"][0]["workers"][0]
     assert (worker["state"], worker["pid"]) == ("not running", None)
     assert {worker[key] for key in ("requests", "in_flight", "queued", "starts")} == {0}
     assert (worker["oldest_request"], worker["last_errors"]) == (0, [])

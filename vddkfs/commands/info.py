@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from vddkfs.disks.vm import describe_source
+from vddkfs.disks.describe import describe_source
 from vddkfs.options import parse_options
 from vddkfs.source import open_source
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the description. Returns 0, or raises if nothing could be mounted."""
     options = parse_options(arguments.options)
-    found = describe_source(open_source(arguments.source, options.follow_parents))
+    found = describe_source(open_source(arguments.source, options))
     if arguments.json:
         print(json.dumps(found, indent=2))
     elif sys.stdout.isatty():

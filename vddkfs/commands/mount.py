@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = canonical(arguments.mountpoint)
     check_mountpoint(place)
     check_fuse()
-    source = open_source(arguments.source, options.follow_parents)
+    source = open_source(arguments.source, options)
     for left in source.left_out:
         print(f"vddkfs: left out: {left.reason}", file=sys.stderr)
     state_folder(create=True)
@@ -143,8 +143,7 @@ def _become_daemon(source: Source, place: str, options: MountOptions, tell: int)
         # A background daemon has no terminal that could hang up, and a mount must outlive a
         # stray SIGHUP.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        os.closerange(3, tell)
-        os.closerange(tell + 1, os.sysconf("SC_OPEN_MAX"))
+        _close_all_but({tell, *(plan.secret for plan in source.workers if plan.secret >= 0)})
         _serve(source, place, options, foreground=False, ready=ready)
         code = 0
     except VddkfsError as error:
@@ -156,6 +155,15 @@ def _become_daemon(source: Source, place: str, options: MountOptions, tell: int)
             sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close every descriptor from 3 on that is not in *kept*."""
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _detach() -> None:

@@ -43,17 +43,21 @@ def _print(found: dict[str, Any]) -> None:
         f"{cache['misses']} misses, {cache['prefetched']} blocks read ahead"
     )
     for disk in found["disks"]:
-        worker = disk["worker"]
-        pid = f", pid {worker['pid']}" if worker["pid"] else ""
-        print(
-            f"{disk['name']}: {human(disk['capacity'])}, {disk['links']} links; worker "
-            f"{worker['state']}{pid}, {worker['requests']} requests, {worker['in_flight']} in "
-            f"flight, {worker['queued']} queued, oldest {worker['oldest_request']:.1f} s; "
-            f"{worker['restarts']} restarts, "
-            f"{worker['resent']} sent again, {worker['errors']} errors"
-        )
-        for line in worker["last_errors"]:
-            print(f"  {line}")
+        print(f"{disk['name']}: {human(disk['capacity'])}, {disk['links']} links")
+        for worker in disk["workers"]:
+            _print_worker(worker)
     print(f"log: {found['log']}")
     for line in found["warnings"]:
         print(line)
+
+
+def _print_worker(worker: dict[str, Any]) -> None:
+    pid = f", pid {worker['pid']}" if worker["pid"] else ""
+    print(
+        f"  worker {worker['name']}: {worker['state']}{pid}, {worker['requests']} requests, "
+        f"{worker['in_flight']} in flight, {worker['queued']} queued, oldest "
+        f"{worker['oldest_request']:.1f} s; {worker['restarts']} restarts, {worker['resent']} "
+        f"sent again, {worker['errors']} errors"
+    )
+    for line in worker["last_errors"]:
+        print(f"    {line}")

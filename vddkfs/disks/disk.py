@@ -1,13 +1,16 @@
 """A disk of the mounted VM: its chain of links, its images, and the watch over what they stand for.
 
-Link 0 is the base. Every link but the last has a child and is *frozen*: nobody may write it, and it
-is cached for as long as its identity holds. The last link is *live*: whoever owns it may write it
-at any time, so that each open of its image begins with nothing older than that open.
+Link 0 is the base. A link that has a child, or that a snapshot holds, is *frozen*: nobody may write
+it, and it is cached for as long as its identity holds. A *live* link may be written at any time by
+whoever owns it, so that each open of its image begins with nothing older than that open.
+
+A *channel* is one worker and those images of the disk that it reads: the built-in engine reads all
+images of a disk in one worker, VDDK has one for each connection.
 """
 
 import errno
+import functools
 import logging
-import os
 from collections.abc import Sequence
 
 import trio
@@ -16,52 +19,86 @@ from vddkfs.cache.arena import FRAME
 from vddkfs.cache.frames import DiskCache, SectorCache
 from vddkfs.disks.coalesce import Coalesced
 from vddkfs.disks.image import Image
-from vddkfs.engines.base import SECTOR, LinkIdentity, LinkInfo
+from vddkfs.disks.vm import Chain, ImagePlan
+from vddkfs.engines.base import LinkIdentity
 from vddkfs.engines.client import WorkerClient
-from vddkfs.engines.protocol import EngineConfig
-from vddkfs.engines.requests import Patience
 from vddkfs.errors import StaleImage
 
 log = logging.getLogger(__name__)
 
 
+class Channel:
+    """A worker's *client*, the cache that it fills, and the images that it reads."""
+
+    def __init__(self, client: WorkerClient, cache: DiskCache, images: Sequence[ImagePlan]) -> None:
+        self.client = client
+        self.cache = cache
+        self.images = tuple(images)
+
+    def identities(self, found: Sequence[LinkIdentity]) -> dict[int, LinkIdentity]:
+        """Return the worker's identities by the numbers of this disk's links.
+
+        Raises StaleImage if the worker has other images than it was asked for.
+        """
+        if len(found) <= max(plan.index for plan in self.images):
+            raise StaleImage(f"{self.client.name}: it has {len(found)} links now")
+        return {plan.number: found[plan.index] for plan in self.images}
+
+
 class Disk:
-    """One chain, served by one worker. *name* is its folder's name; *links* are base first."""
+    """One chain. *clients* are the mount's workers, by the numbers that the chain's images name."""
 
     def __init__(
         self,
-        name: str,
-        links: Sequence[LinkInfo],
+        chain: Chain,
+        clients: Sequence[WorkerClient],
         *,
         nursery: trio.Nursery,
         cache: SectorCache,
-        patience: Patience,
         read_ahead: int,
-        follow_any: bool = False,
     ) -> None:
-        self.name = name
-        self.links = tuple(links)
-        self._identities = tuple(link.identity for link in links)
-        config = EngineConfig(
-            links=tuple(os.fsencode(link.path) for link in links), follow_any=follow_any
+        self.name = chain.name
+        self.links = chain.links
+        self.live = chain.live
+        self._numbers = [plan.number for plan in chain.images]
+        self._identities = {n: chain.links[n].identity for n in self._numbers}
+        self._channels: dict[int, Channel] = {}
+        for worker in dict.fromkeys(plan.worker for plan in chain.images):
+            mine = [plan for plan in chain.images if plan.worker == worker]
+            client = clients[worker]
+            key = chain.name if len(mine) == len(chain.images) else f"{chain.name}/{mine[0].number}"
+            self._channels[worker] = Channel(client, cache.disk(key, client), mine)
+        self._revalidated = {
+            worker: Coalesced(nursery, functools.partial(self._revalidate, channel))
+            for worker, channel in self._channels.items()
+        }
+        # What is fetched ahead must not push itself out of a small cache.
+        ahead = min(read_ahead, max(FRAME, cache.arena.share_bytes // 4))
+        self.images = tuple(self._image(plan, nursery, ahead) for plan in chain.images)
+
+    def _image(self, plan: ImagePlan, nursery: trio.Nursery, read_ahead: int) -> Image:
+        channel = self._channels[plan.worker]
+        return Image(
+            f"{self.name}/chain/{plan.number}.raw",
+            self.links[: plan.number + 1],
+            index=plan.index,
+            frozen=plan.number != self.live,
+            client=channel.client,
+            cache=channel.cache,
+            revalidate=self._revalidated[plan.worker],
+            nursery=nursery,
+            read_ahead=read_ahead,
         )
-        self.client = WorkerClient(name, config, patience, self._opened)
-        self.cache: DiskCache = cache.disk(name, self.client)
-        self._revalidated = Coalesced(nursery, self._revalidate)
-        self.images = tuple(
-            Image(
-                f"{name}/chain/{number}.raw",
-                self.links[: number + 1],
-                frozen=number < len(self.links) - 1,
-                client=self.client,
-                cache=self.cache,
-                revalidate=self.revalidate,
-                nursery=nursery,
-                # What is fetched ahead must not push itself out of a small cache.
-                read_ahead=min(read_ahead, max(FRAME, cache.arena.share_bytes // 4)),
-            )
-            for number in range(len(self.links))
-        )
+
+    @property
+    def clients(self) -> list[WorkerClient]:
+        """The workers that read this disk."""
+        return [channel.client for channel in self._channels.values()]
+
+    @property
+    def caches(self) -> list[DiskCache]:
+        """What is kept of this disk, one cache for each of its workers."""
+        return [channel.cache for channel in self._channels.values()]
 
     @property
     def top(self) -> Image:
@@ -71,43 +108,41 @@ class Disk:
     @property
     def capacity(self) -> int:
         """Bytes of the disk at the mounted point."""
-        return self.links[-1].capacity * SECTOR
+        return self.top.capacity
 
-    async def revalidate(self) -> None:
-        """Compare every link with what it was, beginning after this call. Raises VddkfsError.
+    async def _revalidate(self, channel: Channel) -> None:
+        """Compare every link of *channel* with what it was. Raises VddkfsError.
 
         A change of a frozen link, or a replaced live one, makes the images above it another disk:
         their open files get ESTALE, and files opened after this call show the new one.
         """
-        await self._revalidated()
-
-    async def _revalidate(self) -> None:
-        now = await self.client.revalidate()
+        now = channel.identities(await channel.client.revalidate())
         if self._changed(now):
-            await self.client.reopen()
-        elif now[-1] != self._identities[-1]:
-            if now[-1].problem and now[-1].problem != self._identities[-1].problem:
-                log.error("disk %s can be read in part only: %s", self.name, now[-1].problem)
-            self._identities = now
-            self.top.modified(now[-1])
+            await channel.client.reopen()
+        elif self.live in now and now[self.live] != self._identities[self.live]:
+            found = now[self.live]
+            if found.problem and found.problem != self._identities[self.live].problem:
+                log.error("disk %s can be read in part only: %s", self.name, found.problem)
+            self._identities[self.live] = found
+            self.top.modified(found)
         self._check_capacities()
 
-    def _opened(self, identities: tuple[LinkIdentity, ...]) -> None:
-        """Look at what a new worker has opened, before anybody reads from it.
+    def opened(self, worker: int, identities: Sequence[LinkIdentity]) -> None:
+        """Look at what a new process of *worker* has opened, before anybody reads from it.
 
         If that is another disk, what was asked of the old one is still answered, but reaches
-        nobody: the images' generations have moved.
+        nobody: the images' generations have moved. Raises StaleImage if it cannot be shown at all.
         """
-        self._changed(identities)
-        self._check_capacities()
+        channel = self._channels.get(worker)
+        if channel is not None:
+            self._changed(channel.identities(identities))
+            self._check_capacities()
 
-    def _changed(self, now: tuple[LinkIdentity, ...]) -> bool:
+    def _changed(self, now: dict[int, LinkIdentity]) -> bool:
         """Say whether an image has become another disk, and make its open files stale if so."""
-        if len(now) != len(self.links):
-            raise StaleImage(f"disk {self.name}: it has {len(now)} links now")
-        for number, (was, found) in enumerate(zip(self._identities, now, strict=True)):
-            live = number == len(self.links) - 1
-            change = was.replaced_by(found) if live else was.difference(found)
+        for number, found in sorted(now.items()):
+            was = self._identities[number]
+            change = was.replaced_by(found) if number == self.live else was.difference(found)
             if change:
                 log.error(
                     "disk %s: link %d (%s) changed under the mount: %s; files that are open on "
@@ -118,15 +153,17 @@ class Disk:
                     change,
                     number,
                 )
-                self._identities = now
-                for image in self.images[number:]:
-                    image.supersede()
+                self._identities.update(now)
+                for image in self.images:
+                    if image.number >= number:
+                        image.supersede()
                 return True
         return False
 
     def _check_capacities(self) -> None:
         """Refuse to show a disk in files of another size, for as long as it has another size."""
-        for link, identity in zip(self.links, self._identities, strict=True):
+        for number, identity in self._identities.items():
+            link = self.links[number]
             if link.capacity != identity.capacity:
                 raise StaleImage(
                     f"disk {self.name}: the capacity of {link.path} was {link.capacity} sectors "

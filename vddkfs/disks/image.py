@@ -46,7 +46,8 @@ class Handle:
 
 
 class Image:
-    """*links*, base first, composed. *name* is what messages call it; *frozen*: nobody writes it.
+    """*links*, base first, composed. *name* is what messages call it; *frozen*: nobody writes it;
+    *index* is its number for the worker.
 
     *revalidate* compares the source with what it was, and calls ``supersede`` or ``modified``.
     """
@@ -56,6 +57,7 @@ class Image:
         name: str,
         links: Sequence[LinkInfo],
         *,
+        index: int,
         frozen: bool,
         client: WorkerClient,
         cache: DiskCache,
@@ -66,11 +68,12 @@ class Image:
         self.name = name
         self.links = tuple(links)
         self.number = len(links) - 1
+        self._index = index
         self.capacity = links[-1].capacity * SECTOR
         self.frozen = frozen
         self.generation = 0
         self.mtime_ns = max(link.mtime_ns for link in links)
-        self.cache = ImageCache(cache, self.number, self.capacity)
+        self.cache = ImageCache(cache, index, self.capacity)
         self.map: ExtentMap | None = None
         self.superseded: Callable[[], None] = _nobody
         """Called when the image has become another disk, so that nothing old is shown above it."""
@@ -164,7 +167,7 @@ class Image:
         with trio.move_on_after(SEEK_SECONDS):
             while sector < total:
                 query = MapQuery(count=total - sector, limit=64, seconds=0.1)
-                part = await self._client.map(self.number, sector, query)
+                part = await self._client.map(self._index, sector, query)
                 for extent in part.extents:
                     if extent.data == data:
                         return extent.sector
@@ -204,7 +207,7 @@ class Image:
         while not fetched.complete:
             query = MapQuery(count=total - fetched.known)
             try:
-                part = await self._client.map(self.number, fetched.known, query)
+                part = await self._client.map(self._index, fetched.known, query)
                 if not part.extents:
                     raise EngineError("a part of the allocation map is empty")
                 fetched.extend(part.extents)

@@ -1,13 +1,9 @@
 """What a SOURCE turned out to be: disks that can be mounted, and what was left out and why."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import msgspec
 
-from vddkfs import __version__
-from vddkfs.disks.disk import Disk
-from vddkfs.engines.base import SECTOR, LinkInfo
+from vddkfs.engines.base import SECTOR, EngineFacts, LinkInfo
+from vddkfs.engines.config import EngineConfig
 
 
 class LeftOut(msgspec.Struct, frozen=True):
@@ -17,16 +13,43 @@ class LeftOut(msgspec.Struct, frozen=True):
     reason: str
 
 
+class WorkerPlan(msgspec.Struct, frozen=True):
+    """A worker that the mount is to have: *name* for messages, and what it opens.
+
+    *secret* is a descriptor that the worker gets the credentials from, or -1. *folder* is the
+    mount's folder for what its workers leave, or empty.
+    """
+
+    name: str
+    config: EngineConfig
+    secret: int = -1
+    folder: str = ""
+
+
+class ImagePlan(msgspec.Struct, frozen=True):
+    """Who reads the image of link *number*: *worker* (a place in ``Source.workers``) as *index*."""
+
+    number: int
+    worker: int
+    index: int
+
+
 class Chain(msgspec.Struct, frozen=True):
-    """One disk before it is mounted: the *name* of its folder, and its links, base first."""
+    """One disk before it is mounted: the *name* of its folder, and its links, base first.
+
+    *live* is the number of the link that somebody may write, or -1. *images* are those that can be
+    read, by their links' numbers; the last one is the disk at the mounted point.
+    """
 
     name: str
     links: tuple[LinkInfo, ...]
+    images: tuple[ImagePlan, ...]
+    live: int = -1
 
     @property
     def capacity_bytes(self) -> int:
         """Bytes of the disk at the mounted point."""
-        return self.links[-1].capacity * SECTOR
+        return self.links[self.images[-1].number].capacity * SECTOR
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -36,78 +59,6 @@ class Source(msgspec.Struct, frozen=True):
     path: str
     engine: str
     chains: tuple[Chain, ...]
+    workers: tuple[WorkerPlan, ...]
     left_out: tuple[LeftOut, ...]
-
-
-def describe_source(source: Source) -> dict[str, Any]:
-    """Return what vm.json holds, and what ``vddkfs info --json`` prints."""
-    return {
-        "vddkfs": __version__,
-        "source": source.path,
-        "engine": {"name": source.engine, "version": __version__, "transport": "file"},
-        "disks": [
-            {
-                "name": chain.name,
-                "capacity": chain.capacity_bytes,
-                "links": [describe_link(link) for link in chain.links],
-            }
-            for chain in source.chains
-        ],
-        "left_out": [{"path": left.path, "reason": left.reason} for left in source.left_out],
-    }
-
-
-def describe_link(link: LinkInfo) -> dict[str, Any]:
-    """Return one link as the documents show it; sizes in bytes."""
-    return {
-        "file": link.path,
-        "format": link.format,
-        "capacity": link.capacity * SECTOR,
-        "cid": link.content_id,
-        "parent_cid": link.parent_content_id,
-        "parent_hint": link.parent_hint,
-        "extents": [
-            {
-                "kind": extent.kind,
-                "access": extent.access,
-                "size": extent.sectors * SECTOR,
-                "file": extent.path,
-                "offset": extent.offset * SECTOR,
-                "file_size": extent.file_bytes,
-                "allocated": extent.allocated_bytes,
-            }
-            for extent in link.extents
-        ],
-    }
-
-
-def describe_disk(disk: Disk, writers: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what info.json holds of *disk*; *writers* are the files that may be written."""
-    base, last = disk.links[0], disk.links[-1]
-    return {
-        "name": disk.name,
-        "capacity": disk.capacity,
-        "logical_sector_size": SECTOR,
-        "physical_sector_size": SECTOR,
-        "uuid": last.uuid or base.uuid,
-        "adapter": last.adapter or base.adapter,
-        "hardware_version": last.hardware_version or base.hardware_version,
-        "tools_version": last.tools_version or base.tools_version,
-        "engine": "vmdk",
-        "transport": "file",
-        "writable": list(writers),
-        "links": [
-            {
-                "number": number,
-                "image": f"chain/{number}.raw",
-                "cache_policy": policy(number < len(disk.links) - 1),
-                **describe_link(link),
-            }
-            for number, link in enumerate(disk.links)
-        ],
-    }
-
-
-def policy(frozen: bool) -> str:
-    """Return the word for how an image is cached (see the manual, Semantics)."""
-    return "immutable" if frozen else "close-to-open"
+    facts: EngineFacts = EngineFacts()

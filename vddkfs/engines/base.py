@@ -10,7 +10,7 @@ This module is used by the worker, so it imports neither trio nor pyfuse3 nor an
 ``engines/``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -52,7 +52,8 @@ class LinkIdentity(msgspec.Struct, frozen=True):
 
     *files* holds a stamp of every file of the link, descriptor first. *content_id* is the VMDK's
     CID, eight hexadecimal digits. *problem* says what is wrong with a link that can be read in part
-    only.
+    only. Of a remote disk: the *snapshot* reference that it is reached by, the number of *links*
+    that are composed, and its *uuid*.
     """
 
     path: str
@@ -60,6 +61,9 @@ class LinkIdentity(msgspec.Struct, frozen=True):
     capacity: int
     files: tuple[FileStamp, ...] = ()
     problem: str = ""
+    snapshot: str = ""
+    links: int = 0
+    uuid: str = ""
 
     def replaced_by(self, other: "LinkIdentity") -> str:
         """Say how *other* is another disk altogether, or "" when only its content may have moved.
@@ -71,6 +75,12 @@ class LinkIdentity(msgspec.Struct, frozen=True):
             return f"path {self.path} became {other.path}"
         if self.capacity != other.capacity:
             return f"capacity {self.capacity} became {other.capacity} sectors"
+        if self.snapshot != other.snapshot:
+            return f"snapshot {self.snapshot} became {other.snapshot}"
+        if self.links != other.links:
+            return f"it had {self.links} links and has {other.links}"
+        if self.uuid != other.uuid:
+            return f"uuid {self.uuid} became {other.uuid}"
         for mine, theirs in zip(self.files, other.files, strict=False):
             if (mine.path, mine.device, mine.inode) != (theirs.path, theirs.device, theirs.inode):
                 return f"{mine.path} was replaced by another file"
@@ -111,6 +121,34 @@ class LinkInfo(msgspec.Struct, frozen=True):
     hardware_version: str = ""
     uuid: str = ""
     tools_version: str = ""
+    metadata: dict[str, str] = {}
+
+
+class EngineFacts(msgspec.Struct, frozen=True):
+    """What reads the disks: *version* (that of vddkfs if empty) and *build* of the *library* file,
+    and the *transport* that the bytes come by."""
+
+    version: str = ""
+    build: str = ""
+    library: str = ""
+    transport: str = "file"
+
+
+class CallCount(msgspec.Struct, frozen=True):
+    """What one function of the library did: calls, failures, their seconds, bytes they moved."""
+
+    name: str
+    count: int
+    failures: int
+    seconds: float
+    bytes: int
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What a worker found out of the images that it was asked about: *links*, one for each."""
+
+    links: tuple[LinkInfo, ...]
+    facts: EngineFacts
 
 
 class MapExtent(msgspec.Struct, frozen=True, array_like=True):
@@ -128,16 +166,66 @@ class MapSlice(msgspec.Struct, frozen=True, array_like=True):
     next_sector: int
 
 
-class Engine(Protocol):
-    """An opened chain. Methods run in the worker; any may raise a VddkfsError.
+Done = Callable[[Exception | None], None]
+"""Told once how a read ended, from any thread."""
 
-    ``read`` may be called from several threads at once. All other methods, and ``read_nowait``,
-    are called from the worker's main thread only; ``revalidate`` and ``close`` never overlap a
-    ``read``.
+
+class Engine(Protocol):
+    """What the worker's main thread asks of any engine. Any method may raise a VddkfsError.
+
+    ``revalidate`` and ``close`` never overlap a read.
     """
 
     def identities(self) -> Sequence[LinkIdentity]:
-        """Return the links' identities as they were when the engine opened them, base first."""
+        """Return what was opened, an identity for each image."""
+
+    def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
+        """Return the allocation of [*sector*, *sector* + *count*), neighbours merged.
+
+        Stops early after *limit* extents or about *seconds*, always after some progress.
+        """
+
+    def revalidate(self) -> Sequence[LinkIdentity]:
+        """Drop what is kept of a live link, and return all identities as they are now.
+
+        Looks at the paths again, so a replaced file shows. Raises if a link cannot be opened any
+        more.
+        """
+
+    def close(self) -> None:
+        """Close everything. Called once."""
+
+
+class AsyncEngine(Engine, Protocol):
+    """An engine whose reads end by themselves. All methods run on the worker's main thread."""
+
+    def start_read(
+        self, image: int, sector: int, count: int, into: memoryview, direct: bool, done: Done
+    ) -> None:
+        """Begin to fill *into* with *count* sectors of *image* from *sector*; never short.
+
+        *done* may be called before this returns. *into* belongs to the engine until then.
+        """
+
+    def statistics(self) -> Sequence[CallCount]:
+        """Return what each function of the engine's library did, empty without a library."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when ``tick`` has something to do."""
+
+    def tick(self) -> float:
+        """Do what is due, and return how many seconds the next thing is away (inf: nothing)."""
+
+    def drain(self) -> None:
+        """Return when no read is under way."""
+
+
+class BlockingEngine(Engine, Protocol):
+    """An engine whose reads wait: they run on a pool of threads.
+
+    ``read`` may be called from several threads at once. All other methods, and ``read_nowait``,
+    are called from the worker's main thread only.
+    """
 
     def read_nowait(
         self, image: int, sector: int, count: int, into: memoryview, direct: bool
@@ -150,19 +238,3 @@ class Engine(Protocol):
 
     def read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
         """Fill *into* with *count* sectors of *image* from *sector*; it is never short."""
-
-    def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
-        """Return the allocation of [*sector*, *sector* + *count*), neighbours merged.
-
-        Stops early after *limit* extents or about *seconds*, always after some progress.
-        """
-
-    def revalidate(self) -> Sequence[LinkIdentity]:
-        """Forget cached tables of the last link, and return all identities as they are now.
-
-        Looks at the paths again, so a replaced file shows. Raises if a link cannot be opened any
-        more.
-        """
-
-    def close(self) -> None:
-        """Close every file. Called once."""

@@ -23,29 +23,35 @@ from typing import Final, TypeVar
 import trio
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import LinkIdentity, MapSlice
+from vddkfs.engines.base import CallCount, LinkIdentity, MapSlice
+from vddkfs.engines.config import EngineConfig, VddkConfig
 from vddkfs.engines.pending import TICK, Pending
 from vddkfs.engines.process import Process, WorkerProcess
-from vddkfs.engines.protocol import EngineConfig, MapQuery, Op
+from vddkfs.engines.protocol import MapQuery, Op
 from vddkfs.engines.requests import Call, Counters, Loan, Patience, ReadRequest, TakeBack
-from vddkfs.errors import VddkfsError, WorkerFailed
+from vddkfs.errors import EngineError, VddkfsError, WorkerFailed
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 MAX_BACKOFF: Final = 5.0
+LONG_BACKOFF: Final = 20.0
+"""Seconds between tries while a host says that it is not to be had for a while."""
 _LOST: Final = "ended unexpectedly"
 _IDLE: Final = "idle"
 _REFUSED: Final = "refused"
-"""Why a process is of no more use; the last two are no losses."""
+_BUSY: Final = "busy"
+_NO_LOSS: Final = (_IDLE, _REFUSED, _BUSY)
+"""Why a process is of no more use; all but the first are no losses."""
 
 
 class WorkerClient:
     """One worker and its supervisor.
 
     *opened* is called with the identities of the chain each time a process has opened it, before
-    any request is sent to that process; what it raises fails the requests that wait.
+    any request is sent to that process; what it raises fails the requests that wait. *secret* is a
+    descriptor with the credentials, which each process is given and this one never reads.
     """
 
     def __init__(
@@ -55,9 +61,12 @@ class WorkerClient:
         patience: Patience,
         opened: Callable[[tuple[LinkIdentity, ...]], None],
         start: Callable[[str], Process] = WorkerProcess,
+        *,
+        secret: int = -1,
     ) -> None:
         self.name = name
         self.config = config
+        self._secret = secret
         self._pending = Pending(name, patience)
         self._patience = patience
         self._opened = opened
@@ -69,6 +78,7 @@ class WorkerClient:
         self._serving: trio.CancelScope | None = None
         self._hanging = 0
         self._stopping = False
+        self._patiently = False
         self._reaper: trio.Nursery | None = None
 
     @property
@@ -102,6 +112,14 @@ class WorkerClient:
         if self._pending.sock is not None:
             return "serving"
         return "starting" if self._process is not None else "not running"
+
+    @property
+    def ends_gently(self) -> bool:
+        """Whether even a process that is given up gets the chance to end in good order.
+
+        Disks that it attached to this machine would stay attached.
+        """
+        return isinstance(self.config, VddkConfig) and self.config.hot_adds
 
     def stop(self) -> None:
         """Have ``run``, when it is cancelled, end the process in good order and not by force."""
@@ -166,9 +184,22 @@ class WorkerClient:
         return await self._ask(call, protocol.decode_map)
 
     async def revalidate(self) -> tuple[LinkIdentity, ...]:
-        """Drop the worker's tables of the live link; return the identities as they are now."""
+        """Have the worker look at its images again; return their identities as they are now.
+
+        What it keeps of a live link (tables, a handle) is dropped.
+        """
         call = Call(Op.REVALIDATE, self._patience.op_timeout)
         return await self._ask(call, protocol.decode_identities)
+
+    async def statistics(self) -> tuple[CallCount, ...]:
+        """Return what the library's functions did in the process that serves, () if none does.
+
+        Raises VddkfsError.
+        """
+        if self._pending.sock is None:
+            return ()
+        call = Call(Op.STATISTICS, self._patience.op_timeout)
+        return await self._ask(call, protocol.decode_statistics)
 
     async def reopen(self) -> tuple[LinkIdentity, ...]:
         """Have the chain opened anew, and return what it is now.
@@ -204,10 +235,17 @@ class WorkerClient:
                 while True:
                     await self._until_wanted()
                     if not self._pending.useful:
-                        await trio.sleep(self._backoff)
+                        await self._back_off()
                     await self._one_process()
             finally:
                 self.refuse()
+
+    async def _back_off(self) -> None:
+        """Wait before the next process; what waits too long for it is given up meanwhile."""
+        until = trio.current_time() + self._backoff
+        while self._pending.waiting and (left := until - trio.current_time()) > 0:
+            await trio.sleep(min(left, TICK))
+            self._pending.expire()
 
     async def _until_wanted(self) -> None:
         pending = self._pending
@@ -228,16 +266,25 @@ class WorkerClient:
         try:
             reason = await self._serve(process)
         except VddkfsError as error:
-            reason = _REFUSED
             self._pending.note(str(error))
-            self._pending.fail_all(error)
+            retry = error.retry if isinstance(error, EngineError) else ""
+            if retry == "busy":
+                reason = _BUSY
+                self._pending.excused = True
+                self._pending.useful, self._backoff = False, TICK
+            elif retry:
+                reason = f"cannot open the disk: {error}"
+                self._patiently = retry == "later"
+            else:
+                reason = _REFUSED
+                self._pending.fail_all(error)
         finally:
             self._pending.sock = None
             self._process = None
             with trio.CancelScope(shield=True):
-                orderly = reason in (_IDLE, _REFUSED) or self._stopping
+                orderly = reason in _NO_LOSS or self._stopping or self.ends_gently
                 reaped = await process.end(kill=not orderly)
-        if reason not in (_IDLE, _REFUSED):
+        if reason not in _NO_LOSS:
             self.counters.restarts += 1
             self._lost(reason)
         freed = self._pending.take_over(hanging=not reaped)
@@ -262,7 +309,7 @@ class WorkerClient:
             if not opened:
                 nursery.cancel_scope.cancel()
             else:
-                self._pending.sock = process.sock
+                self._pending.served_by(process.sock)
                 self._serving = nursery.cancel_scope
                 self._pending.prepend(self._loan(number) for number in self._chunks)
                 self._pending.pump()
@@ -276,6 +323,7 @@ class WorkerClient:
 
                 nursery.start_soon(until, lambda: self._receive(process.sock))
                 nursery.start_soon(until, self._watch)
+                nursery.start_soon(until, self._until_trouble)
         self._serving = None
         if refusal is not None:
             raise refusal
@@ -289,7 +337,7 @@ class WorkerClient:
         sock = process.sock
         header = protocol.request_header(Op.OPEN, 0)
         try:
-            protocol.send(sock, header, protocol.encode(self.config))
+            protocol.send(sock, header, protocol.encode(self.config), fd=self._secret)
             await trio.lowlevel.wait_readable(sock)
             packet, fd = protocol.receive(sock)
         except (OSError, *protocol.GARBLED):
@@ -313,6 +361,13 @@ class WorkerClient:
             await trio.lowlevel.wait_readable(sock)
             if self._pending.drain(sock) < 0:
                 return _LOST
+
+    async def _until_trouble(self) -> str:
+        """Return when the worker says that it has lost its connection."""
+        await self._pending.troubled.wait()
+        error = self._pending.trouble
+        self._patiently = error is not None and error.retry == "later"
+        return f"lost its connection: {error}"
 
     async def _watch(self) -> str:
         """Return when a deadline is missed, or when the worker was idle for long."""
@@ -349,6 +404,9 @@ class WorkerClient:
         series = self._backoff if not self._pending.useful else 0.0
         self._pending.useful = False
         self._backoff = min(MAX_BACKOFF, 2 * series) if series else 0.02
+        if self._patiently:
+            self._backoff = LONG_BACKOFF
+            self._patiently = False
 
     async def _reap_later(self, process: Process, freed: Iterable[Callable[[], None]]) -> None:
         await process.reap(math.inf)

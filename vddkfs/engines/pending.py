@@ -51,6 +51,11 @@ class Pending:
         self._ids = itertools.count(1)
         self._quick = False
         self._refusal: VddkfsError | None = None
+        self.trouble: EngineError | None = None
+        """Why the process that serves has lost what it needs (its session, its server)."""
+        self.troubled = trio.Event()
+        self.excused = False
+        """Set while a session of the server is waited for: nothing is given up for that."""
 
     def __bool__(self) -> bool:
         return bool(self.in_flight or self.waiting)
@@ -154,9 +159,9 @@ class Pending:
             return
         now = trio.current_time()
         self.last_activity = now
-        self.useful = self.useful or not isinstance(request, Loan)
         self._quick = now - request.sent < 4 * POLL_SECONDS
         if not status:
+            self.useful = self.useful or not isinstance(request, Loan)
             request.finish(None, packet, fd)
             return
         self.counters.errors += 1
@@ -166,7 +171,33 @@ class Pending:
             error = protocol.decode_error(body, status)
         finally:
             self.note(str(error))
-            request.finish(error, b"", -1)
+            if not self._asked_again(request, error, now):
+                self.useful = True
+                request.finish(error, b"", -1)
+
+    def _asked_again(self, request: Request, error: VddkfsError, now: float) -> bool:
+        """Keep *request* for another process, if *error* is one that a new connection may cure."""
+        if not isinstance(error, EngineError) or not error.retry or not request.again:
+            return False
+        if now - request.born > self._patience.retry_budget:
+            return False
+        self.counters.resent += 1
+        self.waiting.appendleft(request)
+        # Nothing more is sent to this one; whoever watches it ends it.
+        self.sock = None
+        self.trouble = error
+        self.troubled.set()
+        return True
+
+    def served_by(self, sock: socket.socket) -> None:
+        """Send to the process behind *sock* from now on."""
+        self.trouble = None
+        self.troubled = trio.Event()
+        if self.excused:
+            self.excused = False
+            for request in self.waiting:
+                request.born = trio.current_time()
+        self.sock = sock
 
     def overdue(self) -> bool:
         """Say whether the process has missed the deadline of a request."""
@@ -175,6 +206,8 @@ class Pending:
 
     def expire(self) -> None:
         """Give up what has waited longer than the retry budget."""
+        if self.excused:
+            return
         now = trio.current_time()
         waiting = list(self.waiting)
         self.waiting.clear()

@@ -4,14 +4,14 @@ import contextlib
 import logging
 import os
 import socket
-import subprocess
-import sys
 from typing import Final, Protocol
 
 import trio
 
 from vddkfs.engines import protocol
+from vddkfs.engines.output import parse_line
 from vddkfs.engines.protocol import Op
+from vddkfs.engines.spawn import spawn
 
 log = logging.getLogger(__name__)
 
@@ -49,26 +49,14 @@ class WorkerProcess:
     def __init__(self, name: str) -> None:
         self.name = name
         self._pending = b""
-        self.sock, theirs = protocol.pair()
         self._output, output = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(output, True)
         try:
-            self._popen = subprocess.Popen(
-                _command(theirs),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env=_environment(),
-                cwd="/",
-            )
+            self.sock, self._popen = spawn(output)
         except OSError:
-            self.sock.close()
             os.close(self._output)
             raise
         finally:
-            theirs.close()
             os.close(output)
         self.pid = self._popen.pid
         try:
@@ -99,9 +87,9 @@ class WorkerProcess:
             lines.append(self._pending)
             self._pending = b""
         for line in lines:
-            text = line.decode("utf-8", "replace").rstrip()
+            level, text = parse_line(line)
             if text:
-                log.warning("worker of %s says: %s", self.name, text)
+                log.log(level, "worker of %s says: %s", self.name, text)
         return bool(data)
 
     async def end(self, kill: bool) -> bool:
@@ -137,21 +125,3 @@ class WorkerProcess:
             os.close(self._pidfd)
             self._pidfd = -1
         return True
-
-
-def _command(theirs: socket.socket) -> list[str]:
-    return [
-        sys.executable,
-        "-I",
-        "-X",
-        "utf8",
-        "-m",
-        "vddkfs.engines.worker",
-        str(theirs.fileno()),
-        str(os.getpid()),
-    ]
-
-
-def _environment() -> dict[str, str]:
-    """Return what a worker needs to see: a UTF-8 locale and a way to find tools; nothing secret."""
-    return {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}

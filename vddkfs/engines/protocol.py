@@ -21,8 +21,8 @@ from typing import Final
 
 import msgspec
 
-from vddkfs.engines.base import LinkIdentity, MapSlice
-from vddkfs.errors import ALL_ERRORS, EngineError, VddkfsError
+from vddkfs.engines.base import CallCount, LinkIdentity, MapSlice
+from vddkfs.errors import ALL_ERRORS, EngineError, Retry, VddkfsError
 
 
 class GarbledMessage(Exception):
@@ -43,6 +43,8 @@ class Op(IntEnum):
     LEND = 5  # chunk, count (bytes); the memfd comes along
     TAKE_BACK = 6  # chunk
     STOP = 7  # no reply: the worker ends
+    DESCRIBE = 8  # body: VddkConfig; reply: Description
+    STATISTICS = 9  # reply: tuple[CallCount, ...]
 
 
 DIRECT: Final = 1
@@ -64,18 +66,6 @@ MAX_BODY: Final = 64 * 1024 * 1024
 """Bytes of the longest body that is accepted in a file descriptor."""
 
 
-class EngineConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
-    """What a worker opens: the built-in engine on *links* (absolute paths, base first).
-
-    Paths are bytes, because a file's name need not be UTF-8. *follow_any* lets a link name files
-    outside its folder.
-    """
-
-    links: tuple[bytes, ...]
-    follow_any: bool = False
-    table_cache_bytes: int = 8 * 1024 * 1024
-
-
 class MapQuery(msgspec.Struct, frozen=True):
     """Bounds of one MAP request: *count* sectors to look at, at most *limit* extents."""
 
@@ -94,6 +84,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
     advice: str = ""
     link: str = ""
     sector: int = -1
+    retry: Retry = ""
 
 
 _KINDS: Final = {kind.__name__: kind for kind in ALL_ERRORS}
@@ -103,6 +94,7 @@ def encode_error(error: VddkfsError) -> bytes:
     """Return the body that tells the other end of *error*."""
     link = error.link if isinstance(error, EngineError) else ""
     sector = error.sector if isinstance(error, EngineError) else -1
+    retry = error.retry if isinstance(error, EngineError) else ""
     return msgspec.msgpack.encode(
         ErrorBody(
             kind=type(error).__name__,
@@ -112,6 +104,7 @@ def encode_error(error: VddkfsError) -> bytes:
             advice=_plain(error.advice),
             link=_plain(link),
             sector=sector,
+            retry=retry,
         )
     )
 
@@ -135,6 +128,7 @@ def decode_error(body: bytes, status: int) -> VddkfsError:
             errno=told.errno,
             link=told.link,
             sector=told.sector,
+            retry=told.retry,
         )
     return kind(told.message, cause=told.cause, advice=told.advice, errno=told.errno)
 
@@ -147,6 +141,11 @@ def encode(body: msgspec.Struct | tuple[msgspec.Struct, ...]) -> bytes:
 def decode_identities(body: bytes) -> tuple[LinkIdentity, ...]:
     """Return the identities of a reply to OPEN or REVALIDATE."""
     return msgspec.msgpack.decode(body, type=tuple[LinkIdentity, ...])
+
+
+def decode_statistics(body: bytes) -> tuple[CallCount, ...]:
+    """Return the reply to STATISTICS."""
+    return msgspec.msgpack.decode(body, type=tuple[CallCount, ...])
 
 
 def decode_map(body: bytes) -> MapSlice:

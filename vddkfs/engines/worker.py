@@ -1,23 +1,21 @@
 """The worker process: one engine on one chain, behind a socket, ending with its parent.
 
 Started as ``python -I -m vddkfs.engines.worker SOCKET_FD PARENT_PID``. The main thread receives,
-and makes every call of the engine except ``read``. A read that needs no waiting (its data is in the
-kernel's page cache) is answered at once by the main thread; one that would wait goes to a small
-pool of threads, so that several are under way at the disk and none stops the others.
+and makes every call of the engine. A read ends when the engine says so: at once, or from another
+thread, the built-in engine's pool or the library's own (see ``pool`` and ``vddk.engine``).
 
 While requests come close together the main thread looks for the next one a few times before it
 sleeps: waking a sleeping core costs more than answering a 4 KiB read.
 """
 
 import ctypes
+import math
 import mmap
 import os
-import queue
 import select
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -25,11 +23,12 @@ from collections.abc import Callable
 import msgspec
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import SECTOR, Engine
-from vddkfs.engines.protocol import EngineConfig, Op
+from vddkfs.engines.base import SECTOR, AsyncEngine
+from vddkfs.engines.config import EngineConfig, VddkConfig
+from vddkfs.engines.pool import PooledEngine
+from vddkfs.engines.protocol import Op
 from vddkfs.errors import EngineError, VddkfsError
 
-READ_THREADS = 8
 SPIN_SECONDS = 100e-6
 """How long the next request is looked for before sleeping, while they come this close together."""
 
@@ -47,64 +46,39 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def make_engine(config: EngineConfig) -> Engine:
-    """Return the opened engine that *config* asks for. Raises VddkfsError."""
+Factory = Callable[[EngineConfig, int], AsyncEngine]
+
+
+def make_engine(config: EngineConfig, secret: int) -> AsyncEngine:
+    """Return the opened engine that *config* asks for. Raises VddkfsError.
+
+    *secret* is a descriptor with credentials, or -1; it stays the caller's.
+    """
     # Imported here, so that a worker loads the one engine that it runs.
+    if isinstance(config, VddkConfig):
+        from vddkfs.engines.vddk.engine import VddkEngine
+
+        return VddkEngine(config, secret)
     from vddkfs.engines.vmdk.engine import VmdkEngine
 
-    return VmdkEngine(
-        [os.fsdecode(path) for path in config.links],
-        follow_any=config.follow_any,
-        table_cache_bytes=config.table_cache_bytes,
+    return PooledEngine(
+        VmdkEngine(
+            [os.fsdecode(path) for path in config.links],
+            follow_any=config.follow_any,
+            table_cache_bytes=config.table_cache_bytes,
+        )
     )
-
-
-class ReadPool:
-    """Threads for reads that wait; started one by one, as reads are found waiting."""
-
-    def __init__(self, work: Callable[[bytes], None]) -> None:
-        self._work = work
-        self._queue: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._lock = threading.Condition()
-        self._threads = 0
-        self._busy = 0
-
-    def submit(self, packet: bytes) -> None:
-        """Hand a READ packet to a thread."""
-        with self._lock:
-            self._busy += 1
-            if self._busy > self._threads and self._threads < READ_THREADS:
-                self._threads += 1
-                threading.Thread(target=self._run, daemon=True).start()
-        self._queue.put(packet)
-
-    def drain(self) -> None:
-        """Wait until no read is under way."""
-        with self._lock:
-            self._lock.wait_for(lambda: self._busy == 0)
-
-    def _run(self) -> None:
-        while True:
-            packet = self._queue.get()
-            try:
-                self._work(packet)
-            finally:
-                with self._lock:
-                    self._busy -= 1
-                    self._lock.notify_all()
 
 
 class Worker:
     """The receiving end: packets in, engine calls, packets out."""
 
-    def __init__(
-        self, sock: socket.socket, factory: Callable[[EngineConfig], Engine] = make_engine
-    ) -> None:
+    def __init__(self, sock: socket.socket, factory: Factory = make_engine) -> None:
         self._sock = sock
         self._factory = factory
-        self._engine: Engine | None = None
+        self._secret = -1
+        self._engine: AsyncEngine | None = None
         self._chunks: dict[int, tuple[mmap.mmap, memoryview]] = {}
-        self._pool = ReadPool(self._read_waiting)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._spin = False
@@ -120,7 +94,7 @@ class Worker:
             else:
                 self._call(packet, fd)
         if self._engine is not None:
-            self._pool.drain()
+            self._engine.drain()
             self._engine.close()
 
     def _next(self) -> tuple[bytes, int]:
@@ -137,11 +111,19 @@ class Worker:
                 if waited < patience:
                     os.sched_yield()
                     continue
-                self._poll.poll()
+                self._sleep()
                 self._spin = time.perf_counter() - start < 2 * SPIN_SECONDS
                 patience = 0.0
                 continue
             return message
+
+    def _sleep(self) -> None:
+        """Wait for a message, doing meanwhile what the engine has to do."""
+        while True:
+            away = self._engine.tick() if self._engine is not None else math.inf
+            timeout = None if away == math.inf else math.ceil(away * 1000)
+            if any(fd == self._sock.fileno() for fd, _ in self._poll.poll(timeout)):
+                return
 
     def _reply(self, op: int, status: int, request_id: int, body: bytes = b"") -> None:
         # A daemon that is gone needs no answer; the next receive ends the worker.
@@ -159,30 +141,15 @@ class Worker:
         if engine is None:
             self._fail(Op.READ, request_id, EngineError("no chain is open"))
             return
-        into = self._chunks[chunk][1][offset : offset + count * SECTOR]
-        try:
-            done = engine.read_nowait(image, sector, count, into, bool(flags & protocol.DIRECT))
-        except (VddkfsError, ValueError) as error:
-            self._fail(Op.READ, request_id, error)
-            return
-        if done:
-            self._reply(Op.READ, 0, request_id)
-        else:
-            self._pool.submit(packet)
 
-    def _read_waiting(self, packet: bytes) -> None:
-        _, flags, image, count, request_id, sector, chunk, offset = protocol.REQUEST.unpack(packet)
-        assert self._engine is not None
+        def done(error: Exception | None) -> None:
+            if error is None:
+                self._reply(Op.READ, 0, request_id)
+            else:
+                self._fail(Op.READ, request_id, error)
+
         into = self._chunks[chunk][1][offset : offset + count * SECTOR]
-        try:
-            self._engine.read(image, sector, count, into, bool(flags & protocol.DIRECT))
-        except Exception as error:
-            # Whatever it is, the reader is told, and the thread goes on to the next read.
-            if not isinstance(error, VddkfsError | OSError):
-                traceback.print_exc()
-            self._fail(Op.READ, request_id, error)
-        else:
-            self._reply(Op.READ, 0, request_id)
+        engine.start_read(image, sector, count, into, bool(flags & protocol.DIRECT), done)
 
     def _call(self, packet: bytes, fd: int) -> None:
         request_id = protocol.REQUEST.unpack_from(packet)[4]
@@ -212,15 +179,17 @@ class Worker:
                         self._chunks[chunk] = (area, memoryview(area))
                 return b""
             case Op.TAKE_BACK:
-                self._pool.drain()
+                if self._engine is not None:
+                    self._engine.drain()
                 lent = self._chunks.pop(chunk, None)
                 if lent is not None:
                     lent[1].release()
                     lent[0].close()
                 return b""
             case Op.OPEN:
-                body = protocol.body_of(packet, protocol.REQUEST.size, fd)
-                return self._open(msgspec.msgpack.decode(body, type=EngineConfig))
+                return self._open(packet, fd)
+            case Op.DESCRIBE:
+                return self._describe(packet, fd)
         if self._engine is None:
             raise EngineError("no chain is open")
         if op == Op.MAP:
@@ -229,18 +198,49 @@ class Worker:
             return protocol.encode(
                 self._engine.map(image, sector, query.count, query.limit, query.seconds)
             )
+        if op == Op.STATISTICS:
+            return protocol.encode(tuple(self._engine.statistics()))
         if op == Op.REVALIDATE:
-            self._pool.drain()
+            self._engine.drain()
             return protocol.encode(tuple(self._engine.revalidate()))
         raise EngineError(f"unknown operation {op}")
 
-    def _open(self, config: EngineConfig) -> bytes:
-        self._pool.drain()
+    def _config(self, packet: bytes, fd: int) -> EngineConfig:
+        if fd >= 0 and not packet[1] & protocol.BODY_IN_FD:
+            # The credentials: kept for when the daemon asks to open again.
+            self._secret, fd = fd, -1
+        body = protocol.body_of(packet, protocol.REQUEST.size, fd)
+        config: EngineConfig = msgspec.msgpack.decode(body, type=EngineConfig)
+        return config
+
+    def _describe(self, packet: bytes, fd: int) -> bytes:
+        config = self._config(packet, fd)
+        if not isinstance(config, VddkConfig):
+            raise EngineError("only what VDDK opens is described by a worker")
+        from vddkfs.engines.vddk.engine import describe
+
+        return protocol.encode(describe(config, self._secret))
+
+    def _open(self, packet: bytes, fd: int) -> bytes:
+        config = self._config(packet, fd)
         if self._engine is not None:
+            self._engine.drain()
+            self._watch(False)
             self._engine.close()
             self._engine = None
-        self._engine = self._factory(config)
+        self._engine = self._factory(config, self._secret)
+        self._watch(True)
         return protocol.encode(tuple(self._engine.identities()))
+
+    def _watch(self, begin: bool) -> None:
+        """Begin, or end, to wait for what wakes the engine."""
+        fd = self._engine.fileno() if self._engine is not None else -1
+        if fd < 0:
+            return
+        if begin:
+            self._poll.register(fd, select.POLLIN)
+        else:
+            self._poll.unregister(fd)
 
 
 def main(arguments: list[str]) -> int:

@@ -190,10 +190,10 @@ class Tree:
         partitions = Partitions(base + _PARTITIONS, base, disk.top, base + _FIRST_PARTITION)
         partitions.found = self._add
         self._enter(self.root, disk.name, folder)
-        for number, image in enumerate(disk.images):
+        for image in disk.images:
             links = 2 if image is disk.top else 1
-            window = Window(base + _FIRST_IMAGE + number, image, 0, image.capacity, links)
-            self._enter(chain, f"{number}.raw", window)
+            window = Window(base + _FIRST_IMAGE + image.number, image, 0, image.capacity, links)
+            self._enter(chain, f"{image.number}.raw", window)
         self._enter(folder, "disk.raw", window)
         self._enter(folder, "chain", chain)
         self._enter(folder, "partitions", partitions)

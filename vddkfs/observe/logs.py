@@ -8,36 +8,16 @@ import errno
 import logging
 import logging.handlers
 import queue
-import re
 import sys
 from collections import deque
 from pathlib import Path
 from typing import Final
 
 from vddkfs.errors import UsageError
+from vddkfs.observe.redact import redact as redact  # also for who imports it from here
 
 _LINE: Final = "%(asctime)s %(levelname)s %(message)s"
 _SYSLOG: Final = Path("/dev/log")
-
-_SECRETS: Final = (
-    # The password of a URL: all between the user's name and the last @ before a space.
-    (re.compile(r"(\w+://[^\s/:]+):\S+@"), r"\1:xxx@"),
-    # password=..., "password": "...", 'vc_password': '...', and the other names of such things.
-    (
-        re.compile(
-            r"(?i)(?<![a-z])(pass(?:word|wd|phrase)?|cookie|token|ticket|secret)([\"']?\s*[=:]\s*)"
-            r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;]+)"""
-        ),
-        r"\1\2xxx",
-    ),
-)
-
-
-def redact(text: str) -> str:
-    """Return *text* with what looks like a secret replaced by ``xxx``."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 class Redaction(logging.Filter):

@@ -2,12 +2,14 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vddkfs import __version__
 from vddkfs.cache.arena import Arena
 from vddkfs.disks.disk import Disk
+from vddkfs.engines.base import CallCount
+from vddkfs.engines.client import WorkerClient
 from vddkfs.observe.logs import Log
 
 
@@ -22,8 +24,14 @@ class StatusReport:
         self._started = time.time()
         self._since = time.monotonic()
 
-    def collect(self, session: dict[str, int], open_files: int, log: Log) -> dict[str, Any]:
-        """Return the report."""
+    def collect(
+        self,
+        session: dict[str, int],
+        open_files: int,
+        log: Log,
+        calls: Mapping[str, Sequence[CallCount]] | None = None,
+    ) -> dict[str, Any]:
+        """Return the report; *calls* are what the workers' libraries did, by the workers' names."""
         return {
             "vddkfs": __version__,
             "pid": os.getpid(),
@@ -40,33 +48,56 @@ class StatusReport:
                 "misses": sum(i.cache.misses for d in self._disks for i in d.images),
                 "coalesced": sum(i.cache.coalesced for d in self._disks for i in d.images),
                 "prefetched": sum(i.cache.prefetched for d in self._disks for i in d.images),
-                "evictions": sum(d.cache.evictions for d in self._disks),
+                "evictions": sum(c.evictions for d in self._disks for c in d.caches),
             },
-            "disks": [_disk(disk) for disk in self._disks],
+            "disks": [_disk(disk, calls or {}) for disk in self._disks],
             "log": log.target,
             "warnings": list(log.recent.lines),
         }
 
 
-def _disk(disk: Disk) -> dict[str, Any]:
-    client = disk.client
-    counters = client.counters
+def _disk(disk: Disk, calls: Mapping[str, Sequence[CallCount]]) -> dict[str, Any]:
     return {
         "name": disk.name,
         "capacity": disk.capacity,
         "links": len(disk.links),
-        "cache_held": disk.cache.bytes_held,
-        "worker": {
-            "pid": client.pid,
-            "state": client.state,
-            "requests": counters.requests,
-            "in_flight": client.in_flight,
-            "queued": client.queued,
-            "oldest_request": round(client.oldest_age(), 3),
-            "starts": counters.starts,
-            "restarts": counters.restarts,
-            "resent": counters.resent,
-            "errors": counters.errors,
-            "last_errors": list(client.last_errors),
-        },
+        "cache_held": sum(cache.bytes_held for cache in disk.caches),
+        "workers": [
+            {**_worker(client), **_library(calls.get(client.name, ()))} for client in disk.clients
+        ],
+    }
+
+
+def _library(calls: Sequence[CallCount]) -> dict[str, Any]:
+    """Return what the library's functions did, as an entry of a worker's report."""
+    if not calls:
+        return {}
+    return {
+        "calls": {
+            call.name: {
+                "count": call.count,
+                "failures": call.failures,
+                "seconds": round(call.seconds, 6),
+                "bytes": call.bytes,
+            }
+            for call in calls
+        }
+    }
+
+
+def _worker(client: WorkerClient) -> dict[str, Any]:
+    counters = client.counters
+    return {
+        "name": client.name,
+        "pid": client.pid,
+        "state": client.state,
+        "requests": counters.requests,
+        "in_flight": client.in_flight,
+        "queued": client.queued,
+        "oldest_request": round(client.oldest_age(), 3),
+        "starts": counters.starts,
+        "restarts": counters.restarts,
+        "resent": counters.resent,
+        "errors": counters.errors,
+        "last_errors": list(client.last_errors),
     }

@@ -1,0 +1,135 @@
+"""A vddk:// SOURCE: what it names, and which of its links are one disk."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vddkfs.engines.base import LinkIdentity, LinkInfo
+from vddkfs.engines.config import VddkImage
+from vddkfs.errors import UnsupportedFormat, UsageError
+from vddkfs.remote import RemoteChain, group, parse_remote, readable
+
+BASE = "[ds 1] web01/web01.vmdk"
+DELTA = "[ds 1] web01/web01-000001.vmdk"
+LEAF = "[ds 1] web01/web01-000002.vmdk"
+DATA = "[ds 1] web01/data.vmdk"
+
+
+def link(path: str, snapshot: str = "") -> VddkImage:
+    return VddkImage(path, snapshot)
+
+
+def info(path: str, links: int) -> LinkInfo:
+    """What the library told of a disk composed of so many links."""
+    return LinkInfo(
+        path=path,
+        format="remote",
+        capacity=100,
+        content_id="",
+        parent_content_id="",
+        parent_hint="",
+        extents=(),
+        mtime_ns=0,
+        identity=LinkIdentity(path, "", 100, links=links),
+    )
+
+
+def test_server_vm_and_links_are_read() -> None:
+    found = parse_remote(
+        f"vddk://vc.example.com:8443/?moref=vm-16&disk={BASE}@snapshot-12&disk={DELTA}"
+    )
+    assert (found.server, found.port, found.moref) == ("vc.example.com", 8443, "vm-16")
+    assert found.links == (link(BASE, "snapshot-12"), link(DELTA))
+    assert found.shown == "vddk://vc.example.com/?moref=vm-16"
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"), [("esx1", "esx1"), ("10.0.0.1", "10.0.0.1"), ("[fe80::1]", "fe80::1")]
+)
+def test_a_server_is_a_name_or_an_address(server: str, expected: str) -> None:
+    found = parse_remote(f"vddk://{server}/?moref=2&disk={BASE}")
+    assert (found.server, found.port, found.moref) == (expected, 443, "2")
+
+
+@given(
+    name=st.text(
+        st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="/@]"),
+        min_size=1,
+    )
+)
+def test_names_are_read_encoded_and_a_plus_stays_a_plus(name: str) -> None:
+    encoded = "".join(f"%{byte:02X}" for byte in f"[ds] {name}.vmdk".encode())
+    found = parse_remote(f"vddk://vc/?disk={encoded}@snapshot-1&moref=vm-1")
+    assert found.links == (link(f"[ds] {name}.vmdk", "snapshot-1"),)
+    plain = parse_remote("vddk://vc/?moref=vm-1&disk=[d+s] a+b/c d.vmdk")
+    assert plain.links == (link("[d+s] a+b/c d.vmdk"),)
+
+
+def test_an_at_in_a_file_name_is_no_snapshot() -> None:
+    found = parse_remote("vddk://vc/?moref=vm-1&disk=[ds] we@b/x@y.vmdk")
+    assert found.links == (link("[ds] we@b/x@y.vmdk"),)
+    found = parse_remote("vddk://vc/?moref=vm-1&disk=[ds] we@b/x@y.vmdk@snapshot-3")
+    assert found.links == (link("[ds] we@b/x@y.vmdk", "snapshot-3"),)
+
+
+def test_a_local_file_has_no_server() -> None:
+    found = parse_remote("vddk:///vms/we b/a%20b.vmdk")
+    assert (found.server, found.moref) == ("", "")
+    assert found.links == (VddkImage("/vms/we b/a b.vmdk", live=True),)
+    assert found.shown == "vddk:///vms/we b/a b.vmdk"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (f"vddk://root:s3cret@vc/?moref=vm-1&disk={BASE}", "credentials="),
+        (f"vddk://vc:0/?moref=vm-1&disk={BASE}", "not a server"),
+        (f"vddk://vc:99999/?moref=vm-1&disk={BASE}", "not a server"),
+        (f"vddk:// vc/?moref=vm-1&disk={BASE}", "not a server"),
+        (f"vddk://vc/?disk={BASE}", "moref="),
+        (f"vddk://vc/?moref=&disk={BASE}", "moref="),
+        (f"vddk://vc/?moref=vm-1&moref=vm-2&disk={BASE}", "moref="),
+        ("vddk://vc/?moref=vm-1", "names no disk="),
+        ("vddk://vc/?moref=vm-1&disk=web01.vmdk", "[datastore] folder"),
+        ("vddk://vc/?moref=vm-1&disk=[ds] web01.vmx", "[datastore] folder"),
+        (f"vddk://vc/?moref=vm-1&disk={BASE}@snap shot", "snapshot reference"),
+        (f"vddk://vc/?moref=vm-1&dsk={BASE}", "dsk="),
+        ("vddk:///vms/web01", ".vmdk"),
+        ("vddk:///vms/web01.vmdk?x=1", ".vmdk"),
+    ],
+)
+def test_what_is_wrong_is_told_and_no_secret_with_it(url: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_remote(url)
+    assert says in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_k03_a_datastore_with_an_at_is_refused_before_any_vddk_call() -> None:
+    with pytest.raises(UsageError, match="datastore d@s") as caught:
+        parse_remote("vddk://vc/?moref=vm-1&disk=[d@s] web/web.vmdk@snapshot-1")
+    assert "rename" in caught.value.advice
+
+
+@pytest.mark.parametrize("url", ["vddk://vc/DC0/vm/web01", "vddk://vc", "vddk://vc/"])
+def test_a_vm_by_its_name_is_for_another_release(url: str) -> None:
+    with pytest.raises(UnsupportedFormat):
+        parse_remote(url)
+
+
+def test_a_link_without_a_snapshot_is_readable_only_at_the_end_of_its_disk() -> None:
+    links = (link(BASE), link(DELTA), link(LEAF), link(DATA, "snapshot-1"))
+    assert readable(links) == [2, 3]
+    assert readable((link(BASE, "snapshot-1"), link(DELTA), link(LEAF))) == [0, 2]
+    assert readable((link(DATA), link(BASE))) == [0, 1]
+
+
+def test_a_base_begins_a_disk_and_what_could_not_be_opened_joins_its_neighbours() -> None:
+    links = (link(BASE), link(DELTA, "s"), link(LEAF), link(DATA, "s"))
+    opened = {1: info(DELTA, 2), 2: info(LEAF, 3), 3: info(DATA, 1)}
+    assert group(links, opened) == [RemoteChain((0, 1, 2), (1, 2)), RemoteChain((3,), (3,))]
+
+
+def test_a_disk_of_which_nothing_could_be_opened_is_not_there() -> None:
+    links = (link(BASE), link(DATA, "s"))
+    assert group(links, {1: info(DATA, 1)}) == [RemoteChain((1,), (1,))]

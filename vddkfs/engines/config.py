@@ -1,0 +1,63 @@
+"""What a worker opens: the body of OPEN, one struct for each engine."""
+
+import msgspec
+
+
+class VmdkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
+    """The built-in engine on *links* (absolute paths, base first).
+
+    Paths are bytes, because a file's name need not be UTF-8. *follow_any* lets a link name files
+    outside its folder. Image ``n`` is the view composed of links 0 to ``n``.
+    """
+
+    links: tuple[bytes, ...]
+    follow_any: bool = False
+    table_cache_bytes: int = 8 * 1024 * 1024
+
+
+class VddkImage(msgspec.Struct, frozen=True):
+    """A disk as VDDK opens it: the *path* that *snapshot* (a reference, or "") knows it by.
+
+    *live*: somebody may write it, so that it is opened anew at each revalidation.
+    """
+
+    path: str
+    snapshot: str = ""
+    live: bool = False
+
+
+class VddkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vddk"):
+    """VMware's library on *images*, each over a connection of its own.
+
+    *server* is empty for files of this machine. *transports* are tried in order; an open that ends
+    up on any other fails. *san_check* leaves ``san`` out where this machine has no SCSI disks.
+    *tmp_directory* is the worker's alone. *libdir* is the library's kit, or empty for the usual
+    places; *vddk_config* the operator's own configuration file for it. *keepalive* and *idle_close*
+    are in seconds, 0 is never. *shared_directory* is where the workers of this machine have their
+    locks; *max_sessions* bounds theirs to the server, 0 does not. *debug* has the library say more.
+    """
+
+    images: tuple[VddkImage, ...]
+    tmp_directory: str
+    server: str = ""
+    port: int = 443
+    nfc_port: int = 902
+    thumbprint: str = ""
+    vmx_spec: str = ""
+    transports: tuple[str, ...] = ()
+    san_check: bool = True
+    libdir: str = ""
+    vddk_config: str = ""
+    keepalive: float = 60.0
+    idle_close: float = 0.0
+    shared_directory: str = ""
+    max_sessions: int = 0
+    debug: bool = False
+
+    @property
+    def hot_adds(self) -> bool:
+        """Whether disks may be attached to this machine, which must be undone in good order."""
+        return "hotadd" in self.transports
+
+
+EngineConfig = VmdkConfig | VddkConfig

@@ -1,0 +1,99 @@
+"""Reads of an engine that waits for its disk: at once where nothing has to be waited for, else on a
+small pool of threads, so that several are under way and none stops the others.
+"""
+
+import math
+import queue
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+from vddkfs.engines.base import BlockingEngine, CallCount, Done, LinkIdentity, MapSlice
+from vddkfs.errors import VddkfsError
+
+READ_THREADS: Final = 8
+
+_Read = tuple[int, int, int, memoryview, bool, Done]
+
+
+class PooledEngine:
+    """Makes an ``AsyncEngine`` of a ``BlockingEngine``. Threads are started as they are needed."""
+
+    def __init__(self, engine: BlockingEngine) -> None:
+        self._engine = engine
+        self._queue: queue.SimpleQueue[_Read] = queue.SimpleQueue()
+        self._lock = threading.Condition()
+        self._threads = 0
+        self._busy = 0
+
+    def start_read(
+        self, image: int, sector: int, count: int, into: memoryview, direct: bool, done: Done
+    ) -> None:
+        """Read at once if that needs no waiting, else have a thread do it."""
+        try:
+            at_once = self._engine.read_nowait(image, sector, count, into, direct)
+        except (VddkfsError, ValueError) as error:
+            done(error)
+            return
+        if at_once:
+            done(None)
+            return
+        with self._lock:
+            self._busy += 1
+            if self._busy > self._threads and self._threads < READ_THREADS:
+                self._threads += 1
+                threading.Thread(target=self._run, daemon=True).start()
+        self._queue.put((image, sector, count, into, direct, done))
+
+    def drain(self) -> None:
+        """Wait until no read is under way."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._busy == 0)
+
+    def _run(self) -> None:
+        while True:
+            image, sector, count, into, direct, done = self._queue.get()
+            try:
+                self._engine.read(image, sector, count, into, direct)
+            except Exception as error:
+                # Whatever it is, the reader is told, and the thread goes on to the next read.
+                if not isinstance(error, VddkfsError | OSError):
+                    traceback.print_exc()
+                done(error)
+            else:
+                done(None)
+            finally:
+                # A chunk is unmapped only when nothing refers to it any more.
+                del into
+                with self._lock:
+                    self._busy -= 1
+                    self._lock.notify_all()
+
+    def statistics(self) -> Sequence[CallCount]:
+        """Return nothing: there is no library."""
+        return ()
+
+    def fileno(self) -> int:
+        """Return -1: there is nothing to wait for."""
+        return -1
+
+    def tick(self) -> float:
+        """Have nothing to do, ever."""
+        return math.inf
+
+    def identities(self) -> Sequence[LinkIdentity]:
+        """Return what the engine has opened."""
+        return self._engine.identities()
+
+    def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
+        """Ask the engine for a part of an allocation map."""
+        return self._engine.map(image, sector, count, limit, seconds)
+
+    def revalidate(self) -> Sequence[LinkIdentity]:
+        """Have the engine look at its links again."""
+        return self._engine.revalidate()
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()

@@ -1,0 +1,310 @@
+"""The VDDK engine: images read by VMware's library, in a worker of their own.
+
+The worker's main thread makes every call but the completions': it connects, opens and closes, and
+begins the reads, deep and asynchronous, on one handle for each image (several handles on one disk
+make each call slower). Completions come on the library's threads, and answer the daemon from there;
+what they cannot settle alone (room in the window, a refused piece) wakes the main thread.
+
+What a new connection may cure is told to the daemon (``EngineError.retry``), which ends this worker
+and starts another; nothing is reconnected here. An idle handle is kept alive by reading a sector,
+and closed when it is idle for long, or when another worker of this machine waits for a session; it
+is opened again when it is read, and has to be the same disk then.
+"""
+
+import logging
+import math
+import mmap
+import os
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from vddkfs.engines.base import (
+    SECTOR,
+    CallCount,
+    Description,
+    Done,
+    EngineFacts,
+    LinkIdentity,
+    MapExtent,
+    MapSlice,
+)
+from vddkfs.engines.config import VddkConfig, VddkImage
+from vddkfs.engines.vddk.codes import RetryClass
+from vddkfs.engines.vddk.flow import Flow, Piece
+from vddkfs.engines.vddk.layouts import MAX_CHUNKS, MIN_CHUNK
+from vddkfs.engines.vddk.runtime import Runtime
+from vddkfs.engines.vddk.session import OpenDisk, open_disk
+from vddkfs.errors import EngineError, VddkfsError
+
+MAX_TRIES: Final = 6
+"""How often a piece is asked for on one handle before the daemon hears of it."""
+_QUERY_SECONDS: Final = 0.2
+"""How long one query of the allocation map may keep reads from being begun."""
+_FINE_MAP_SECTORS: Final = 32 * 1024 * 1024 * 1024 // SECTOR
+"""Larger disks are mapped by the MiB: the library takes its time for each chunk."""
+_COARSE_CHUNK: Final = 2048
+_LOOK: Final = 1.0
+"""Seconds between looks whether somebody waits for a session, while one is held."""
+
+
+class ImageReader:
+    """One image: its disk while that is open, the window of its reads, and when it was last used.
+
+    *wake* has ``tick`` called on the main thread.
+    """
+
+    def __init__(self, runtime: Runtime, config: VddkConfig, image: VddkImage) -> None:
+        self.runtime = runtime
+        self.config = config
+        self.image = image
+        self.flow = Flow(self._issue, runtime.wake)
+        self.disk: OpenDisk | None = None
+        self.identity: LinkIdentity | None = None
+        self.last_used = time.monotonic()
+        self._keepalive = memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:SECTOR]
+        self._chunks_at_once = 4096
+
+    def open(self) -> OpenDisk:
+        """Return the open disk, opening it if need be. Raises EngineError."""
+        if self.disk is None:
+            self.runtime.take_session()
+            try:
+                spec = self.runtime.spec(self.config, self.image)
+                self.disk = open_disk(
+                    self.runtime.library,
+                    spec,
+                    self.image,
+                    self.runtime.say,
+                    self.config.san_check,
+                )
+            except BaseException:
+                self.runtime.give_session_back()
+                raise
+            self._compare(self.disk.identity())
+        self.last_used = time.monotonic()
+        return self.disk
+
+    def _compare(self, found: LinkIdentity) -> None:
+        was, self.identity = self.identity, found
+        change = was.difference(found) if was is not None and not self.image.live else ""
+        if was is not None and self.image.live:
+            change = was.replaced_by(found)
+        if change:
+            # The daemon looks at the identities whenever a worker has opened its disks.
+            raise EngineError(
+                f"{self.image.path}: it is another disk now: {change}", retry="reconnect"
+            )
+
+    def close(self) -> None:
+        """Close the disk, which nobody reads."""
+        if self.disk is not None:
+            self.disk.close()
+            self.disk = None
+            self.runtime.give_session_back()
+
+    def renew(self) -> LinkIdentity:
+        """Return what the disk is now; a live one is opened again. Raises EngineError."""
+        disk = self.open()
+        if self.image.live:
+            disk.renew()
+        else:
+            disk.info = disk.handle.info()
+        self.identity = disk.identity()
+        return self.identity
+
+    # Reads.
+
+    def start(self, sector: int, into: memoryview, done: Done) -> None:
+        """Begin a read; see ``AsyncEngine``."""
+        try:
+            self.open()
+        except VddkfsError as error:
+            done(error)
+            return
+        self.flow.start(sector, into, done)
+
+    def _issue(self, piece: Piece) -> None:
+        assert self.disk is not None
+        count = len(piece.into) // SECTOR
+        if self.runtime.asynchronous:
+            self.disk.handle.read_async(
+                piece.sector, count, piece.into, lambda code: self._ended(piece, code)
+            )
+        else:
+            self.disk.handle.read(piece.sector, count, piece.into)
+            self._ended(piece, 0)
+
+    def _ended(self, piece: Piece, code: int) -> None:
+        """Take a completion, on any thread."""
+        self.last_used = time.monotonic()
+        if code == 0:
+            self.flow.ended(piece, None)
+            return
+        # The library is asked for the text of the code later, on the main thread.
+        self.runtime.defer(lambda: self._failed(piece, code))
+
+    def _failed(self, piece: Piece, code: int) -> None:
+        error = self.runtime.library.failure(code, "ReadAsync", self.image.path)
+        error.sector = piece.sector
+        again = error.retry_class in (RetryClass.AGAIN, RetryClass.SMALLER)
+        if again and piece.tries < MAX_TRIES:
+            shrink = error.retry_class is RetryClass.SMALLER
+            self.runtime.say(logging.INFO if shrink else logging.WARNING, f"asking again: {error}")
+            self.flow.refused(piece, shrink)
+        else:
+            self.flow.ended(piece, error)
+
+    # The allocation map.
+
+    def map(self, sector: int, count: int, limit: int) -> MapSlice:
+        """Return a part of the map from *sector*; see ``Engine``."""
+        disk = self.open()
+        capacity = disk.info.capacity
+        end = min(sector + count, capacity)
+        chunk = MIN_CHUNK if capacity <= _FINE_MAP_SECTORS else _COARSE_CHUNK
+        if not self.runtime.library.has("QueryAllocatedBlocks"):
+            return MapSlice((MapExtent(sector, end - sector, True),), end)
+        stop = min(end, (sector // chunk + self._chunks_at_once) * chunk)
+        began = time.monotonic()
+        blocks = disk.handle.query_allocated(sector, stop - sector, chunk)
+        took = time.monotonic() - began
+        if took < _QUERY_SECONDS / 2:
+            self._chunks_at_once = min(MAX_CHUNKS, self._chunks_at_once * 2)
+        elif took > _QUERY_SECONDS:
+            self._chunks_at_once = max(64, self._chunks_at_once // 2)
+        return _slice(sector, stop, blocks, limit)
+
+    # Time.
+
+    def tick(self) -> float:
+        """Do what is due; return in how many seconds to come again."""
+        self.flow.pump()
+        away = self.flow.due()
+        if self.disk is None or self.flow.busy:
+            return away
+        now = time.monotonic()
+        idle = now - self.last_used
+        if self.config.idle_close and idle >= self.config.idle_close:
+            self.runtime.say(logging.DEBUG, f"{self.image.path}: closed, nobody reads it")
+            self.close()
+            return away
+        if idle >= _LOOK and self.runtime.session_wanted():
+            self.runtime.say(logging.INFO, f"{self.image.path}: closed, another needs the session")
+            self.close()
+            return away
+        if self.config.keepalive and idle >= self.config.keepalive:
+            self.flow.start(0, self._keepalive, lambda error: None)
+        due = [self.config.idle_close - idle if self.config.idle_close else math.inf]
+        due.append(self.config.keepalive - idle if self.config.keepalive else math.inf)
+        due.append(_LOOK if self.runtime.limits_sessions else math.inf)
+        return max(0.01, min(away, *due))
+
+
+class VddkEngine:
+    """Implements ``AsyncEngine``; *secret* is a descriptor with the credentials.
+
+    Opens every image at once, so that the daemon hears what they are. Raises EngineError.
+    """
+
+    def __init__(self, config: VddkConfig, secret: int) -> None:
+        self.runtime = Runtime(config, secret)
+        self._images = [ImageReader(self.runtime, config, image) for image in config.images]
+        try:
+            for image in self._images:
+                image.open()
+        except BaseException:
+            self.close()
+            raise
+
+    def identities(self) -> Sequence[LinkIdentity]:
+        """Return what each image was when it was opened last."""
+        return tuple(image.identity for image in self._images if image.identity is not None)
+
+    def start_read(
+        self, image: int, sector: int, count: int, into: memoryview, direct: bool, done: Done
+    ) -> None:
+        """Begin a read. This process keeps nothing of a disk, so *direct* changes nothing."""
+        try:
+            reader = self._images[image]
+        except IndexError:
+            done(ValueError(f"there is no image {image}"))
+            return
+        reader.start(sector, into, done)
+
+    def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
+        """Return a part of the allocation map; one query of the library may take longer."""
+        if not 0 <= image < len(self._images) or count < 1:
+            raise ValueError(f"there is no image {image}")
+        return self._images[image].map(sector, count, limit)
+
+    def revalidate(self) -> Sequence[LinkIdentity]:
+        """Look at every image again, and open the live ones anew."""
+        return tuple(image.renew() for image in self._images)
+
+    def statistics(self) -> Sequence[CallCount]:
+        """Return what each function of the library did so far."""
+        return tuple(
+            CallCount(name, one.count, one.failures, one.seconds, one.bytes)
+            for name, one in sorted(self.runtime.library.statistics().items())
+        )
+
+    def fileno(self) -> int:
+        """Return what becomes readable when a completion leaves something to do."""
+        return self.runtime.woken
+
+    def tick(self) -> float:
+        """Do what is due."""
+        self.runtime.run_deferred()
+        return min((image.tick() for image in self._images), default=math.inf)
+
+    def drain(self) -> None:
+        """Go on until no read is under way. The daemon's deadline bounds it."""
+        while any(image.flow.busy for image in self._images):
+            away = self.tick()
+            if any(image.flow.busy for image in self._images):
+                self.runtime.wait(min(away, 0.5))
+
+    def close(self) -> None:
+        """Close everything, and end the use of the library."""
+        for image in self._images:
+            image.close()
+        self.runtime.close()
+
+
+def describe(config: VddkConfig, secret: int) -> Description:
+    """Return what the images of *config* are, opened one after another. Raises EngineError."""
+    runtime = Runtime(config, secret)
+    found = []
+    transports = []
+    try:
+        for image in config.images:
+            reader = ImageReader(runtime, config, image)
+            disk = reader.open()
+            found.append(disk.describe())
+            transports.append(disk.transport)
+            reader.close()
+        facts = EngineFacts(
+            version=runtime.library.kit.release_text,
+            build=runtime.library.build,
+            library=os.fspath(runtime.library.kit.library),
+            transport=", ".join(dict.fromkeys(transports)),
+        )
+    finally:
+        runtime.close()
+    return Description(tuple(found), facts)
+
+
+def _slice(start: int, end: int, blocks: list[tuple[int, int]], limit: int) -> MapSlice:
+    """Return what *blocks* (allocated, in order) say of [*start*, *end*)."""
+    extents: list[MapExtent] = []
+    here = start
+    for offset, length in blocks:
+        if offset > here:
+            extents.append(MapExtent(here, offset - here, False))
+        extents.append(MapExtent(offset, length, True))
+        here = offset + length
+    if here < end:
+        extents.append(MapExtent(here, end - here, False))
+    kept = extents[:limit]
+    return MapSlice(tuple(kept), kept[-1].sector + kept[-1].count)
