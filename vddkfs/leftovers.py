@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import socket
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -35,7 +34,6 @@ WORKER_FILE: Final = "worker.json"
 WORKER_SECONDS: Final = 900.0
 """How long a worker may take to clean up: it connects, and reconfigures a VM."""
 _FOLDER: Final = re.compile(r"(mount|describe|doctor)-\d+")
-_KEPT: Final = ".kept"
 _CLEANED: Final = re.compile(r"hot-added disks cleaned up: (\d+), remaining: (\d+)")
 _NOT_CLEANED: Final = re.compile(r"hot-added disks could not be cleaned up|no cleanup: ")
 
@@ -86,8 +84,6 @@ def hot_adders(folder: Path) -> list[Worker]:
     """Return the workers in *folder*, that of a dead mount, which may have left disks attached."""
     found = []
     for own in [folder, *sorted(entry for entry in folder.iterdir() if _is_folder(entry))]:
-        if own.name.endswith(_KEPT):
-            continue
         try:
             data = (own / WORKER_FILE).read_bytes()
             config = msgspec.json.decode(data, type=VddkConfig)
@@ -115,10 +111,13 @@ def clean(state: Path, clean_up: CleanUp | None, *, dry: bool = False) -> Report
             with _dead(folder) as dead:
                 if dead:
                     _clean_folder(folder, clean_up, report, dry)
+        except FileNotFoundError:
+            # Its mount ended, and took it away, while we looked.
+            continue
         except OSError as error:
             remedy = "run vddkfs cleanup as the user who mounted, or as root"
             report.remaining.append(Remaining(str(folder), str(error), remedy))
-    sockets = [path for path in _entries(state, ".sock") if stat.S_ISSOCK(path.lstat().st_mode)]
+    sockets = [path for path in _entries(state, ".sock") if path.is_socket()]
     dead_sockets = [path for path in sockets if _nobody_listens(path)]
     living = {path.stem for path in sockets if path not in dead_sockets}
     logs = [path for path in _entries(state, ".log") if path.stem not in living]
@@ -173,46 +172,22 @@ def _clean_folder(folder: Path, clean_up: CleanUp | None, report: Report, dry: b
 def _clean_worker(worker: Worker, clean_up: CleanUp | None, report: Report) -> bool:
     """Have the disks of *worker* taken away, and say whether none is left.
 
-    The library knows by the folder's content what was attached, so that is kept until it is done.
+    The worker keeps the folder where it did not get so far; at least what the folder is about is
+    kept for the next cleanup.
     """
     if clean_up is None:
         reason = "disks may still be attached to this machine, and no credentials were given"
         report.remaining.append(_attached(worker, reason))
         return False
     folder = worker.folder
-    kept = folder.with_name(folder.name + _KEPT)
-    shutil.copytree(folder, kept, symlinks=True, ignore_dangling_symlinks=True)
     config = msgspec.structs.replace(worker.config, images=(), tmp_directory=str(folder))
-    try:
-        cleaned, problem = clean_up(config)
-    except BaseException:
-        _put_back(folder)
-        raise
+    cleaned, problem = clean_up(config)
     report.cleaned += cleaned
     if problem:
-        _put_back(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / WORKER_FILE).write_bytes(msgspec.json.encode(worker.config))
         report.remaining.append(_attached(worker, problem))
-        return False
-    shutil.rmtree(kept)
-    return True
-
-
-def _put_back(folder: Path) -> None:
-    kept = folder.with_name(folder.name + _KEPT)
-    shutil.rmtree(folder, ignore_errors=True)
-    kept.rename(folder)
-
-
-def restore(state: Path) -> None:
-    """Put back what an earlier cleanup that was interrupted kept. Raises OSError."""
-    vddk = state / "vddk"
-    for parent in [vddk, *_folders(vddk)]:
-        for kept in sorted(parent.glob(f"*{_KEPT}")):
-            folder = kept.with_name(kept.name.removesuffix(_KEPT))
-            folder.mkdir(mode=0o700, exist_ok=True)
-            with _dead(folder) as dead:
-                if dead and _is_folder(kept):
-                    _put_back(folder)
+    return not problem
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ class MountOptions(msgspec.Struct, kw_only=True):
     thumbprint: str = ""
     transports: tuple[str, ...] = ()
     san_check: str = "yes"
+    compression: str = "none"
     libdir: str = ""
     vddk_config: str = ""
     nfc_port: int = 902
@@ -220,6 +221,12 @@ OPTIONS: Final = (
         "yes|no",
         "leave san out where this machine has no SCSI disks (default: yes)",
         _one_of("yes", "no"),
+    ),
+    Option(
+        "compression",
+        "none|zlib|fastlz|skipz",
+        "how VDDK compresses what goes over the network (default: none)",
+        _one_of("none", "zlib", "fastlz", "skipz"),
     ),
     Option("libdir", "DIR", "where VDDK is installed (default: the usual places)", _path),
     Option("vddk_config", "FILE", "your own configuration file for VDDK", _path),

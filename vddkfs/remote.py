@@ -10,6 +10,7 @@ What else belongs to a disk is not written there: the library tells how many lin
 a link that it composes of one alone begins a new disk.
 """
 
+import functools
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from vddkfs.credentials import open_credentials
+from vddkfs.credentials import ask, open_credentials
 from vddkfs.disks.vm import Chain, ImagePlan, Source, WorkerPlan
 from vddkfs.engines.base import EngineFacts, LinkIdentity, LinkInfo
 from vddkfs.engines.config import VddkConfig, VddkImage
@@ -188,7 +189,7 @@ def open_remote(text: str, options: MountOptions) -> Source:
     Blocks while they are opened one after another. Raises VddkfsError.
     """
     remote = parse_remote(text)
-    secret = open_credentials(options.credentials) if remote.server else -1
+    secret = _secret(remote.server, options) if remote.server else -1
     numbers = readable(remote.links)
     folder = state_folder(create=True) / "vddk"
     asking = folder / f"describe-{os.getpid()}"
@@ -200,6 +201,10 @@ def open_remote(text: str, options: MountOptions) -> Source:
         found = describe_images(looked, secret, _tell)
     opened = dict(zip(numbers, found.links, strict=True))
     return _source(text, remote, options, opened, found.facts, secret)
+
+
+def _secret(server: str, options: MountOptions) -> int:
+    return open_credentials(options.credentials, functools.partial(ask, server))
 
 
 def _tell(line: bytes) -> None:
@@ -225,6 +230,7 @@ def _config(remote: Remote, options: MountOptions, folder: Path, numbers: list[i
         vmx_spec=f"moref={remote.moref}" if remote.server else "",
         transports=(options.transports or ("nbdssl", "nbd")) if remote.server else (),
         san_check=options.san_check == "yes",
+        compression="" if options.compression == "none" else options.compression,
         libdir=options.libdir,
         vddk_config=options.vddk_config,
         keepalive=options.keepalive,

@@ -44,16 +44,32 @@ def held(folder: Path) -> Iterator[Path]:
     That is a shared lock on the folder itself: where an exclusive one can be had nobody lives any
     more who needs what is in it.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _locked(folder)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH)
         yield folder
     finally:
         # What a worker left there on purpose, because it could not clean up, stays.
         with contextlib.suppress(OSError):
             folder.rmdir()
         os.close(fd)
+
+
+def _locked(folder: Path) -> int:
+    """Return a descriptor of *folder* with a shared lock on it.
+
+    Somebody may have removed it as a dead one's before the lock was there.
+    """
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            try:
+                if os.path.samestat(os.fstat(fd), os.stat(folder)):
+                    return fd
+            except FileNotFoundError:
+                pass
+            os.close(fd)
 
 
 def canonical(mountpoint: str) -> str:

@@ -48,8 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
     options = parse_options(arguments.options)
     state = state_folder()
     with leftovers.alone(state):
-        if not arguments.dry_run:
-            leftovers.restore(state)
         report = leftovers.clean(state, None, dry=True)
         if not arguments.dry_run:
             report = _clean(state, {one.server for one in report.remaining}, arguments, options)
@@ -112,7 +110,9 @@ def _print(report: "leftovers.Report", verb: str) -> None:
     for path in report.removed:
         print(f"{verb}\t{path}\t")
     if report.cleaned:
-        print(f"detached\t{report.cleaned} hot-added disks\t")
+        # Detaching may remove the file of the change tracking.
+        note = "the next changed-block query of their VM may be full, until its next snapshot"
+        print(f"detached\t{report.cleaned} hot-added disks\t{note}")
     for one in report.remaining:
         print(f"remaining\t{one.path}\t{one.reason}; {one.remedy}")
     if not report.removed and not report.cleaned and not report.remaining:

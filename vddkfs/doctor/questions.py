@@ -54,7 +54,9 @@ class Job(msgspec.Struct, frozen=True):
 class Bench:
     """The library that is asked. *tell* gives an answer."""
 
-    def __init__(self, job: Job, credentials: Credentials, tell: Callable[..., None]) -> None:
+    def __init__(
+        self, job: Job, credentials: Credentials, tell: Callable[[str, Any], None]
+    ) -> None:
         self.config = job.config
         self.tell = tell
         self._credentials = credentials
@@ -332,31 +334,35 @@ def main(arguments: list[str]) -> int:
         line = redactor.redact(json.dumps({key: value}))
         os.write(answers, line.encode() + b"\n")
 
-    code = 0
     try:
         credentials = Credentials()
         if job.config.server and secret >= 0:
             credentials = read_credentials(secret)
             redactor = Redactor(credentials.secrets)
-        output = WorkerOutput(redactor)
-        bench = Bench(job, credentials, tell)
-        bench.say = lambda level, text: output.say(_LEVELS.get(level, logging.INFO), text)
-        try:
-            QUESTIONS[job.question].ask(bench)
-        finally:
-            output.close()
-    except VixFailure as error:
-        tell("code", error.code)
-        tell("error", f"{error.message} ({error.cause})")
-        tell("advice", error.advice)
     except VddkfsError as error:
-        tell("error", f"{error.message} ({error.cause})" if error.cause else error.message)
-        tell("advice", error.advice)
+        _tell_error(tell, error)
+        os._exit(0)
+    output = WorkerOutput(redactor)
+    bench = Bench(job, credentials, tell)
+    bench.say = lambda level, text: output.say(_LEVELS.get(level, logging.INFO), text)
+    code = 0
+    try:
+        QUESTIONS[job.question].ask(bench)
+    except VddkfsError as error:
+        _tell_error(tell, error)
     except BaseException:
-        traceback.print_exc()
+        output.say(logging.ERROR, traceback.format_exc())
         code = 70
+    output.close()
     # The library's threads still run; its own end at exit is no part of the question.
     os._exit(code)
+
+
+def _tell_error(tell: Callable[[str, Any], None], error: VddkfsError) -> None:
+    if isinstance(error, VixFailure):
+        tell("code", error.code)
+    tell("error", f"{error.message} ({error.cause})" if error.cause else error.message)
+    tell("advice", error.advice)
 
 
 _LEVELS: Final = {

@@ -16,6 +16,7 @@ be the main one: PR_SET_PDEATHSIG ends a child with the *thread* that made it.
 import contextlib
 import logging
 import math
+import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
@@ -67,7 +68,7 @@ class WorkerClient:
         self.name = name
         self.config = config
         self._secret = secret
-        self._pending = Pending(name, patience)
+        self._pending = Pending(name, patience, writes_late=isinstance(config, VddkConfig))
         self._patience = patience
         self._opened = opened
         self._start = start
@@ -239,6 +240,15 @@ class WorkerClient:
                     await self._one_process()
             finally:
                 self.refuse()
+                self._empty_folder()
+
+    def _empty_folder(self) -> None:
+        """Remove what processes that ended badly have left; a good end removes it by itself.
+
+        Where disks may still be attached to this machine, it is needed to take them away.
+        """
+        if isinstance(self.config, VddkConfig) and not self.config.hot_adds:
+            shutil.rmtree(self.config.tmp_directory, ignore_errors=True)
 
     async def _back_off(self) -> None:
         """Wait before the next process; what waits too long for it is given up meanwhile."""

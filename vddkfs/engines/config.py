@@ -31,10 +31,11 @@ class VddkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vddk"):
 
     *server* is empty for files of this machine. *transports* are tried in order; an open that ends
     up on any other fails. *san_check* leaves ``san`` out where this machine has no SCSI disks.
-    *tmp_directory* is the worker's alone. *libdir* is the library's kit, or empty for the usual
-    places; *vddk_config* the operator's own configuration file for it. *keepalive* and *idle_close*
-    are in seconds, 0 is never. *shared_directory* is where the workers of this machine have their
-    locks; *max_sessions* bounds theirs to the server, 0 does not. *debug* has the library say more.
+    *compression* (zlib, fastlz, skipz) is for the network. *tmp_directory* is the worker's alone.
+    *libdir* is the library's kit, or empty for the usual places; *vddk_config* the operator's own
+    configuration file for it. *keepalive* and *idle_close* are in seconds, 0 is never.
+    *shared_directory* is where the workers of this machine have their locks; *max_sessions* bounds
+    theirs to the server, 0 does not. *debug* has the library say more.
     """
 
     images: tuple[VddkImage, ...]
@@ -46,6 +47,7 @@ class VddkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vddk"):
     vmx_spec: str = ""
     transports: tuple[str, ...] = ()
     san_check: bool = True
+    compression: str = ""
     libdir: str = ""
     vddk_config: str = ""
     keepalive: float = 60.0

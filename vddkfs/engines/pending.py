@@ -26,6 +26,8 @@ MAX_IN_FLIGHT: Final = 32
 """Requests sent and not answered; further ones wait here, where they can still be moved."""
 POLL_SECONDS: Final = 80e-6
 """How long an answer is looked for before the task sleeps, while answers come this quickly."""
+MOST_DOUBTFUL: Final = 8
+"""Failed reads of one process whose memory is kept out of use; then another process takes over."""
 TICK: Final = 0.25
 """Seconds between looks at the deadlines while requests are under way."""
 
@@ -34,10 +36,12 @@ class Pending:
     """What was asked of a worker and is not answered.
 
     ``sock`` is the socket to the process that serves, or None while none does. ``useful`` is set
-    when a process has answered something.
+    when a process has answered something. *writes_late* says that the engine may still write to the
+    memory of a read that it has answered with an error: nothing else gets that memory before the
+    process is gone.
     """
 
-    def __init__(self, name: str, patience: Patience) -> None:
+    def __init__(self, name: str, patience: Patience, *, writes_late: bool = False) -> None:
         self.name = name
         self.counters = Counters()
         self.last_errors: collections.deque[str] = collections.deque(maxlen=8)
@@ -48,6 +52,9 @@ class Pending:
         self.last_activity = trio.current_time()
         self.useful = False
         self._patience = patience
+        self._writes_late = writes_late
+        self._doubtful: list[Callable[[], None]] = []
+        """To be called when the process is gone, which may write to what they free."""
         self._ids = itertools.count(1)
         self._quick = False
         self._refusal: VddkfsError | None = None
@@ -173,7 +180,26 @@ class Pending:
             self.note(str(error))
             if not self._asked_again(request, error, now):
                 self.useful = True
+                self._doubt(request, error)
                 request.finish(error, b"", -1)
+
+    def _doubt(self, request: Request, error: VddkfsError) -> None:
+        """Keep the memory of a failed read out of use, for as long as the process may write to it.
+
+        A process of which too much is kept is to be replaced.
+        """
+        if not self._writes_late:
+            return
+        _, free = request.move()
+        self._doubtful.append(free)
+        if len(self._doubtful) >= MOST_DOUBTFUL and isinstance(error, EngineError):
+            self._give_up_process(error)
+
+    def _give_up_process(self, error: EngineError) -> None:
+        """Send nothing more to the process; whoever watches it ends it."""
+        self.sock = None
+        self.trouble = error
+        self.troubled.set()
 
     def _asked_again(self, request: Request, error: VddkfsError, now: float) -> bool:
         """Keep *request* for another process, if *error* is one that a new connection may cure."""
@@ -181,12 +207,9 @@ class Pending:
             return False
         if now - request.born > self._patience.retry_budget:
             return False
-        self.counters.resent += 1
-        self.waiting.appendleft(request)
-        # Nothing more is sent to this one; whoever watches it ends it.
-        self.sock = None
-        self.trouble = error
-        self.troubled.set()
+        # As if it was not answered: it is sent again when the process is known to be gone.
+        self.in_flight[request.id] = request
+        self._give_up_process(error)
         return True
 
     def served_by(self, sock: socket.socket) -> None:
@@ -225,7 +248,11 @@ class Pending:
         """
         lost = list(self.in_flight.values())
         self.in_flight.clear()
-        freed: list[Callable[[], None]] = []
+        freed, self._doubtful = self._doubtful, []
+        if not hanging:
+            for free in freed:
+                free()
+            freed = []
         again: list[Request] = []
         for request in lost:
             movable = True

@@ -120,8 +120,8 @@ def workers(kit: Simulator) -> Iterator[Workers]:
     """Return a function that starts a worker for the kit; it ends with the test."""
     made: list[Worker] = []
 
-    def make(patch: str = "", on: Simulator = kit) -> Worker:
-        made.append(Worker(on, patch))
+    def make(patch: str = "", login: str = "") -> Worker:
+        made.append(Worker(kit, patch, login))
         return made[-1]
 
     yield make

@@ -30,7 +30,7 @@ from vddkfs.engines.base import (
     MapSlice,
 )
 from vddkfs.engines.config import VddkConfig, VddkImage
-from vddkfs.engines.vddk.codes import RetryClass
+from vddkfs.engines.vddk.codes import RetryClass, VixFailure
 from vddkfs.engines.vddk.flow import Flow, Piece
 from vddkfs.engines.vddk.layouts import MAX_CHUNKS, MIN_CHUNK
 from vddkfs.engines.vddk.runtime import Runtime
@@ -62,6 +62,8 @@ class ImageReader:
         self.disk: OpenDisk | None = None
         self.identity: LinkIdentity | None = None
         self.last_used = time.monotonic()
+        self._last_moved = self.last_used
+        """When the server heard of the disk last, for its readers or to be kept alive."""
         self._keepalive = memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:SECTOR]
         self._chunks_at_once = 4096
 
@@ -76,13 +78,14 @@ class ImageReader:
                     spec,
                     self.image,
                     self.runtime.say,
-                    self.config.san_check,
+                    san_check=self.config.san_check,
+                    compression=self.config.compression,
                 )
             except BaseException:
                 self.runtime.give_session_back()
                 raise
             self._compare(self.disk.identity())
-        self.last_used = time.monotonic()
+        self.last_used = self._last_moved = time.monotonic()
         return self.disk
 
     def _compare(self, found: LinkIdentity) -> None:
@@ -127,31 +130,43 @@ class ImageReader:
     def _issue(self, piece: Piece) -> None:
         assert self.disk is not None
         count = len(piece.into) // SECTOR
-        if self.runtime.asynchronous:
-            self.disk.handle.read_async(
-                piece.sector, count, piece.into, lambda code: self._ended(piece, code)
-            )
-        else:
+        try:
+            if self.runtime.asynchronous:
+                self.disk.handle.read_async(
+                    piece.sector, count, piece.into, lambda code: self._ended(piece, code)
+                )
+                return
             self.disk.handle.read(piece.sector, count, piece.into)
+        except VixFailure as error:
+            self._failed(piece, error)
+        else:
             self._ended(piece, 0)
 
     def _ended(self, piece: Piece, code: int) -> None:
         """Take a completion, on any thread."""
-        self.last_used = time.monotonic()
+        self._last_moved = time.monotonic()
+        if piece.into.obj is not self._keepalive.obj:
+            self.last_used = self._last_moved
         if code == 0:
             self.flow.ended(piece, None)
             return
-        # The library is asked for the text of the code later, on the main thread.
-        self.runtime.defer(lambda: self._failed(piece, code))
 
-    def _failed(self, piece: Piece, code: int) -> None:
-        error = self.runtime.library.failure(code, "ReadAsync", self.image.path)
+        # The library is asked for the text of the code later, on the main thread.
+        def failed() -> None:
+            self._failed(piece, self.runtime.library.failure(code, "ReadAsync", self.image.path))
+
+        self.runtime.defer(failed)
+
+    def _failed(self, piece: Piece, error: VixFailure) -> None:
+        """Have a piece that the host had no memory for asked for again; tell any other failure.
+
+        Whatever else has failed may still be written to its buffer: only another process can use
+        that again, or the daemon once this one is gone.
+        """
         error.sector = piece.sector
-        again = error.retry_class in (RetryClass.AGAIN, RetryClass.SMALLER)
-        if again and piece.tries < MAX_TRIES:
-            shrink = error.retry_class is RetryClass.SMALLER
-            self.runtime.say(logging.INFO if shrink else logging.WARNING, f"asking again: {error}")
-            self.flow.refused(piece, shrink)
+        if error.retry_class is RetryClass.SMALLER and piece.tries < MAX_TRIES:
+            self.runtime.say(logging.INFO, f"asking again: {error}")
+            self.flow.refused(piece, shrink=True)
         else:
             self.flow.ended(piece, error)
 
@@ -181,10 +196,12 @@ class ImageReader:
         """Do what is due; return in how many seconds to come again."""
         self.flow.pump()
         away = self.flow.due()
-        if self.disk is None or self.flow.busy:
+        if self.disk is None:
             return away
+        # While it is busy it is not idle at all; its completions wake nobody, so look again later.
         now = time.monotonic()
-        idle = now - self.last_used
+        idle = now - self.last_used if not self.flow.busy else 0.0
+        still = now - self._last_moved if not self.flow.busy else 0.0
         if self.config.idle_close and idle >= self.config.idle_close:
             self.runtime.say(logging.DEBUG, f"{self.image.path}: closed, nobody reads it")
             self.close()
@@ -193,10 +210,11 @@ class ImageReader:
             self.runtime.say(logging.INFO, f"{self.image.path}: closed, another needs the session")
             self.close()
             return away
-        if self.config.keepalive and idle >= self.config.keepalive:
+        if self.config.keepalive and still >= self.config.keepalive:
+            still = 0.0
             self.flow.start(0, self._keepalive, lambda error: None)
         due = [self.config.idle_close - idle if self.config.idle_close else math.inf]
-        due.append(self.config.keepalive - idle if self.config.keepalive else math.inf)
+        due.append(self.config.keepalive - still if self.config.keepalive else math.inf)
         due.append(_LOOK if self.runtime.limits_sessions else math.inf)
         return max(0.01, min(away, *due))
 

@@ -65,6 +65,7 @@ class Runtime:
         self._slots = SessionSlots(shared, config.server, config.max_sessions)
         self._lock = VmLock(shared, config.server, config.vmx_spec)
         self._initialised = False
+        self._uncleaned = False
         trace = self._trace if config.debug else None
         self.library = Library(
             find_kit(config.libdir), log=self._heard, trace=trace, clean=self._clean
@@ -76,8 +77,8 @@ class Runtime:
             if not left:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
-        self._clean_up_after(left)
         self._warn_of_ipv6()
+        self._clean_up_after(left)
 
     @property
     def asynchronous(self) -> bool:
@@ -135,24 +136,31 @@ class Runtime:
     def _clean_up_after(self, left: bool) -> None:
         """Remove what a worker that ended badly had attached. Nothing that fails here is fatal."""
         if left and self.config.hot_adds and self.library.has("Cleanup"):
+            self._uncleaned = True
             if self._lock.alone():
-                self.clean_up()
+                self._uncleaned = not self.clean_up()
             else:
                 self.say(logging.WARNING, "no cleanup: another worker of this VM lives")
         self._lock.share()
 
-    def clean_up(self) -> None:
-        """Have the library remove hot-added disks that are attached for nobody."""
+    def clean_up(self, *, quiet: bool = False) -> bool:
+        """Have the library remove hot-added disks that are attached for nobody.
+
+        Says whether none is left; *quiet*: nothing is logged where nothing was attached.
+        """
         try:
             found = self.library.cleanup(self._spec())
         except VixFailure as error:
             self.say(logging.WARNING, f"hot-added disks could not be cleaned up: {error}")
-            return
+            return False
+        if quiet and not found.cleaned and not found.remaining:
+            return True
         self.say(
             logging.WARNING,
             f"hot-added disks cleaned up: {found.cleaned}, remaining: {found.remaining}; the next "
             "changed-block query of this VM may be full, until a snapshot was taken and removed",
         )
+        return not found.remaining
 
     def _warn_of_ipv6(self) -> None:
         server = self.config.server
@@ -245,25 +253,33 @@ class Runtime:
         select.select([self.woken], [], [], max(0.0, seconds))
 
     def close(self) -> None:
-        """End the use of the library, and leave nothing behind."""
+        """End the use of the library, and leave nothing behind.
+
+        The folder stays where disks may still be attached: the library knows them by it alone.
+        """
+        done = True
         if self._initialised:
             if self.config.hot_adds and self.library.has("Cleanup"):
-                self.clean_up_at_end()
+                done = self.clean_up_at_end()
             self.library.exit()
             self._initialised = False
         self._slots.close()
         self._lock.close()
         self.output.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if done:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
-    def clean_up_at_end(self) -> None:
-        """Remove what is still attached though it was closed (a failed open leaves it, K24)."""
+    def clean_up_at_end(self) -> bool:
+        """Remove what is still attached though it was closed (a failed open leaves it, K24).
+
+        Says whether nothing of this worker, nor of those before it, can be attached any more.
+        """
         if self._lock.alone():
-            with contextlib.suppress(VixFailure):
-                found = self.library.cleanup(self._spec())
-                if found.cleaned or found.remaining:
-                    self.say(
-                        logging.WARNING,
-                        f"hot-added disks cleaned up: {found.cleaned}, remaining: "
-                        f"{found.remaining}",
-                    )
+            return self.clean_up(quiet=True)
+        # The calls for metadata fail by design: their first one asks for a length.
+        calls = self.library.statistics().items()
+        failed = any(one.failures for name, one in calls if "Metadata" not in name)
+        if self._uncleaned or failed:
+            self.say(logging.WARNING, "no cleanup: another worker of this VM lives")
+            return False
+        return True

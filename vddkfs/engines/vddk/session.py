@@ -40,12 +40,17 @@ _ELSEWHERE: Final = (1, 6, 7, 13, 16002, 16064, 16065, 32, 8)
 class OpenDisk:
     """*image* open over *transport*. Made by ``open_disk``; raises VixFailure, EngineError."""
 
-    def __init__(self, library: Library, spec: ConnectSpec, image: VddkImage) -> None:
+    def __init__(
+        self, library: Library, spec: ConnectSpec, image: VddkImage, compression: str = ""
+    ) -> None:
         self.image = image
+        self.compression = compression
         [self.transport] = spec.transports or ("file",)
         self.connection = Connection(library, spec)
         try:
-            self.handle = Handle(self.connection, image.path, _flags(self.transport))
+            self.handle = Handle(
+                self.connection, image.path, _flags(self.transport, self.compression)
+            )
             try:
                 mode = self.handle.transport_mode()
                 if mode != self.transport:
@@ -76,7 +81,9 @@ class OpenDisk:
     def renew(self) -> None:
         """Open the disk again on the same connection: nothing that VDDK knew of it is kept."""
         self._close_handle()
-        self.handle = Handle(self.connection, self.image.path, _flags(self.transport))
+        self.handle = Handle(
+            self.connection, self.image.path, _flags(self.transport, self.compression)
+        )
         mode = self.handle.transport_mode()
         if mode != self.transport:
             self._close_handle()
@@ -140,11 +147,18 @@ class OpenDisk:
 
 
 def open_disk(
-    library: Library, spec: ConnectSpec, image: VddkImage, say: Say, san_check: bool = True
+    library: Library,
+    spec: ConnectSpec,
+    image: VddkImage,
+    say: Say,
+    *,
+    san_check: bool = True,
+    compression: str = "",
 ) -> OpenDisk:
     """Open *image* over the first of *spec*'s transports that serves it. Raises VixFailure.
 
-    *san_check* leaves ``san`` out on a machine without SCSI disks.
+    *san_check* leaves ``san`` out on a machine without SCSI disks. *compression* is for the
+    network.
     """
     if not spec.server:
         return OpenDisk(library, dataclasses.replace(spec, transports=()), image)
@@ -157,7 +171,8 @@ def open_disk(
             say(logging.WARNING, f"transport {transport} is left out: {refusal}")
             continue
         try:
-            disk = OpenDisk(library, dataclasses.replace(spec, transports=(transport,)), image)
+            alone = dataclasses.replace(spec, transports=(transport,))
+            disk = OpenDisk(library, alone, image, compression)
             try:
                 if transport == "san":
                     disk.prove()
@@ -198,10 +213,13 @@ def _may_differ(error: EngineError, transport: str) -> bool:
     return error.code in _ELSEWHERE or error.retry_class is RetryClass.NEVER
 
 
-def _flags(transport: str) -> OpenFlag:
-    # Over SAN, Linux would keep pages of the LUN and answer from them.
-    unbuffered = OpenFlag.UNBUFFERED if transport == "san" else OpenFlag(0)
-    return OpenFlag.READ_ONLY | unbuffered
+def _flags(transport: str, compression: str) -> OpenFlag:
+    if transport == "san":
+        # Linux would keep pages of the LUN and answer from them.
+        return OpenFlag.READ_ONLY | OpenFlag.UNBUFFERED
+    if compression and transport in ("nbd", "nbdssl"):
+        return OpenFlag.READ_ONLY | OpenFlag[compression.upper()]
+    return OpenFlag.READ_ONLY
 
 
 def _aligned_sector() -> memoryview:
