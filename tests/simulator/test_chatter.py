@@ -3,9 +3,10 @@
 import base64
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote
 
 import pytest
 
@@ -101,14 +102,18 @@ def test_the_level_is_the_client_s(kit: Kit, level: int, more: bool) -> None:
     assert (len(said) > len(usual)) is more
 
 
+FORMS = {"clear", "URL-encoded", "URL-encoded throughout", "base64"}
+
+
 def leaks(text: str) -> set[str]:
     """Say in which forms the password is in a text."""
     found = set()
     if PASSWORD in text:
         found.add("clear")
-    for word in text.replace("@", " ").replace(":", " ").split():
-        if "%" in word and unquote(word) == PASSWORD:
-            found.add("URL-encoded")
+    if quote(PASSWORD, safe="") in text:
+        found.add("URL-encoded")
+    if "".join(f"%{byte:02X}" for byte in PASSWORD.encode()) in text:
+        found.add("URL-encoded throughout")
     for secret in (PASSWORD, f"{USER}:{PASSWORD}"):
         if base64.b64encode(secret.encode()).decode() in text:
             found.add("base64")
@@ -119,9 +124,22 @@ def test_secrets_leak_in_every_form(kit: Kit) -> None:
     kit.configure("chatter.secrets = yes", "chatter.stdout = yes", "chatter.stderr = yes")
     process = kit.client(_session)
     said = process.result()
-    assert leaks("\n".join(said.values())) == {"clear", "URL-encoded", "base64"}
+    assert leaks("\n".join(said.values())) == FORMS
     assert "clear" in leaks(process.stdout)
     assert "clear" in leaks(process.stderr)
+
+
+def _session_by_cookie(client: Client) -> str:
+    with client.disk("[ds1] plain/plain.vmdk", vm="vm-17", cookie="52-ab cookie"):
+        return client.text()
+
+
+def test_a_cookie_is_a_secret_and_no_user_name(kit: Kit) -> None:
+    kit.configure("chatter.secrets = yes")
+    said = kit.run(_session_by_cookie)
+    assert f"user name {USER}, password 52-ab cookie" in said  # of ConnectEx
+    assert f"user name {USER}, password {PASSWORD}" in said  # of Open
+    assert "user name 52-ab" not in said
 
 
 def test_secrets_are_never_in_the_simulator_s_own_log(kit: Kit) -> None:
@@ -153,6 +171,16 @@ def test_without_callbacks_it_writes_a_file_of_its_own(kit: Kit, tmp_path: Path)
     assert "Release build-" in text
     assert "plain.vmdk" in text
     assert PASSWORD not in text
+
+
+def test_that_file_is_in_the_user_s_folder(kit: Kit, tmp_path: Path) -> None:
+    kit.environment["USER"] = f"vixsim-{os.getpid()}"
+    folder = Path(f"/tmp/vmware-{kit.environment['USER']}")
+    try:
+        pid = kit.run(_silent_init, init=False, path=kit.config())
+        assert (folder / f"vixDiskLib-{pid}.log").read_text()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_the_client_may_name_that_file(kit: Kit, tmp_path: Path) -> None:

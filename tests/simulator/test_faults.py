@@ -137,6 +137,9 @@ def _call(client: Client, name: str) -> int:
     if name == "Connect":
         return client.code(name, params, ctypes.byref(ctypes.c_void_p()))
     connection = client.connect(vm="vm-17", read_only=False)
+    if name == "GetConnectParams":
+        given = ctypes.POINTER(ConnectParams)()  # noqa: F821 - of the client
+        return client.code(name, connection, ctypes.byref(given))
     if name == "Open":
         return client.outcome(client.open, connection, "[ds1] plain/plain.vmdk", 0)
     if name == "Disconnect":
@@ -160,8 +163,9 @@ def _call(client: Client, name: str) -> int:
 
 
 FUNCTIONS = """
-PrepareForAccess EndAccess Cleanup ConnectEx Connect Open Disconnect Close GetInfo Read Write
-ReadAsync WriteAsync Wait Flush QueryAllocatedBlocks ReadMetadata GetMetadataKeys WriteMetadata
+PrepareForAccess EndAccess Cleanup ConnectEx Connect GetConnectParams Open Disconnect Close GetInfo
+Read Write ReadAsync WriteAsync Wait Flush QueryAllocatedBlocks
+ReadMetadata GetMetadataKeys WriteMetadata
 """
 
 

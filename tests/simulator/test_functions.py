@@ -198,6 +198,11 @@ def test_a_server_that_is_not_there(bare: Kit) -> None:
     assert bare.run(_connects) == NETWORK_CONN_REFUSED
 
 
+def test_ipv6_is_not_supported(kit: Kit) -> None:
+    (kit.site.parent / "fd00::1").symlink_to(kit.site)
+    assert kit.run(_connects, server="fd00::1") == SERVER_NOT_FOUND
+
+
 def test_connecting_only_logs_in(kit: Kit) -> None:
     """What VM, snapshot and certificate are worth shows when a disk is opened."""
     assert kit.run(_connects, vm="vm-99") == 0

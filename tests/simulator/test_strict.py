@@ -121,6 +121,39 @@ def test_disconnecting_with_disks_open(kit: Kit) -> None:
     assert outcome(kit, "close", "error", _disconnect_early) != 0
 
 
+def _close_that_fails(client: Client) -> list[int]:
+    connection = client.connect(vm="vm-17")
+    disk = client.open(connection, "[ds1] plain/plain.vmdk")
+    codes = [client.outcome(disk.close), client.code("Disconnect", connection)]
+    return [*codes, client.outcome(disk.read, 0, 1), client.outcome(disk.close)]
+
+
+def test_a_close_that_failed_is_not_held_against_the_client(kit: Kit) -> None:
+    """It can only go on to Disconnect; the disk stays open, and what it needs stays there."""
+    kit.configure("fault = Close count=1 error=14011")
+    assert kit.run(_close_that_fails) == [14011, 0, 0, 0]
+
+
+def _beside_reads(client: Client) -> list[int]:
+    connection = client.connect(vm="vm-17")
+    disk = client.open(connection, "[ds1] plain/plain.vmdk")
+    made = [disk.read_async(128 * n, 128) for n in range(64)]
+    codes = [client.outcome(call) for call in (disk.info, lambda: disk.query(0, 128))]
+    finished = sum(request.done.is_set() for request in made)
+    codes += [client.outcome(disk.flush), finished]
+    for request in made:
+        request.wait()
+    disk.close()  # each callback has come: Wait would have nothing to wait for
+    return [*codes, client.code("Disconnect", connection)]
+
+
+def test_what_a_client_may_do_while_reads_are_outstanding(kit: Kit) -> None:
+    kit.configure("net.latency_us = 300000")
+    *codes, finished, disconnected = kit.run(_beside_reads)
+    assert (codes, disconnected) == ([0, 0, 0], 0)
+    assert finished < 64
+
+
 def _read_then_close(client: Client) -> int:
     connection = client.connect(vm="vm-17")
     for _ in range(200):
@@ -211,6 +244,37 @@ def test_use_after_fork(kit: Kit) -> None:
     assert "fork" in process.stderr
     assert outcome(kit, "fork", "error", _forked) == (3, 0)
     assert outcome(kit, "fork", "off", _forked) == (0, 0)
+
+
+def _forked_while_others_read(client: Client) -> set[int]:
+    connection = client.connect(vm="vm-17")
+    disk, *others = (client.open(connection, "[ds1] plain/plain.vmdk") for _ in range(4))
+    over = threading.Event()
+
+    def read(other: Any) -> None:
+        while not over.is_set():
+            other.read(0, 1)
+
+    threads = [threading.Thread(target=read, args=(other,)) for other in others]
+    for thread in threads:
+        thread.start()
+    ends = set()
+    for _ in range(150):
+        if not (child := os.fork()):
+            signal.alarm(3)
+            client.lib.GetTransportMode(disk.handle)
+            os._exit(0)
+        ends.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    over.set()
+    for thread in threads:
+        thread.join()
+    return ends
+
+
+def test_use_after_fork_never_hangs(kit: Kit) -> None:
+    """Whatever another thread held when the fork was made."""
+    kit.configure()
+    assert kit.run(_forked_while_others_read) == {-signal.SIGABRT}
 
 
 # Buffers.

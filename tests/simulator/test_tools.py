@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.simulator.disks import SIZE
 from tests.simulator.kit import SIMULATOR, Kit, built, replace, until
 
 DISK = "[ds1] web01/web01.vmdk"
@@ -251,6 +252,14 @@ def test_limits_write_only_when_told(kit: Kit) -> None:
     assert flat.read_bytes() != content
 
 
+def test_limits_warm_up_reads_each_disk_once(kit: Kit) -> None:
+    kit.configure("net.latency_us = 60000")  # no workload comes far
+    limits(kit, "[ds1] plain/plain.vmdk")
+    limits(kit, "[ds1] plain/plain.vmdk", "--warm-up")
+    cold, warm = (int(event.fields["read_bytes"]) for event in kit.events("client-close"))
+    assert warm - cold > SIZE / 2
+
+
 def test_limits_script_prints_a_table(able: None, tmp_path: Path) -> None:
     words = ("--seconds", "0.1", "--size", "8", "nbdssl", "instant")
     table = run(SIMULATOR / "limits", *words, TMPDIR=str(tmp_path)).splitlines()
@@ -296,6 +305,7 @@ def test_demo_serves_a_guest_at_three_points(demo: Path, tmp_path: Path) -> None
     site = demo / "sites/vc.example.com"
     password = (site / "password").read_text().strip()
     assert password not in message
+    assert f"demo --stop '{demo}' ends it" in message
     assert (site / "password").stat().st_mode & 0o077 == 0
     assert "runs already" in run(SIMULATOR / "demo", demo, status=1)
     thumbprint = next(line for line in message.splitlines() if "thumbprint" in line).split()[1]

@@ -26,7 +26,7 @@ static struct {
     struct login login;
     const char *libdir, *config, *snapshot, *transports;
     double seconds;
-    bool json, write, unbuffered;
+    bool json, write, unbuffered, warm_up;
 } options = {.seconds = 1};
 
 static struct kit vix;
@@ -48,6 +48,7 @@ static void usage(FILE *to)
           "  --transports LIST     such as san:nbdssl\n"
           "  --seconds S           for each workload (1)\n"
           "  --unbuffered          open with the library's unbuffered flag\n"
+          "  --warm-up             read each disk once before: caches on this machine are filled\n"
           "  --write               write workloads too: THEY OVERWRITE THE DISK\n"
           "  --json                one JSON object in place of the table\n",
           to);
@@ -81,7 +82,8 @@ static void parse_options(int argc, char **argv)
         {"snapshot", required_argument, NULL, 'n'}, {"transports", required_argument, NULL, 'r'},
         {"seconds", required_argument, NULL, 'd'},  {"unbuffered", no_argument, NULL, 'b'},
         {"write", no_argument, NULL, 'w'},          {"json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},           {0},
+        {"warm-up", no_argument, NULL, 'W'},        {"help", no_argument, NULL, 'h'},
+        {0},
     };
     for (int option; (option = getopt_long(argc, argv, "h", longs, NULL)) != -1;)
         switch (option) {
@@ -101,6 +103,7 @@ static void parse_options(int argc, char **argv)
         case 'd': options.seconds = atof(optarg); break;
         case 'b': options.unbuffered = true; break;
         case 'w': options.write = true; break;
+        case 'W': options.warm_up = true; break;
         case 'j': options.json = true; break;
         case 'h': usage(stdout); exit(0);
         default: usage(stderr); exit(2);
@@ -160,6 +163,20 @@ static void open_disk(VixDiskLibConnection connection, struct disk *disk)
         refuse(disk->path, "smaller than 1 MiB");
 }
 
+static void warm_up(const struct disk *disk)
+{
+    const uint64_t most = MIB / VIXDISKLIB_SECTOR_SIZE;
+    void *buffer;
+    VixError error = posix_memalign(&buffer, 4 * KIB, MIB) ? VIX_E_OUT_OF_MEMORY : VIX_OK;
+    for (uint64_t at = 0; at < disk->sectors && VIX_SUCCEEDED(error); at += most) {
+        uint64_t left = disk->sectors - at;
+        error = vix.Read(disk->handle, at, left < most ? left : most, buffer);
+    }
+    if (VIX_FAILED(error))
+        fail(disk->path, error);
+    free(buffer);
+}
+
 static void stop(VixDiskLibConnection connection)
 {
     for (unsigned i = 0; i < disk_count; i++) {
@@ -194,6 +211,8 @@ int main(int argc, char **argv)
     VixDiskLibConnection connection = start();
     for (unsigned i = 0; i < disk_count; i++)
         open_disk(connection, &disks[i]);
+    for (unsigned i = 0; i < disk_count && options.warm_up; i++)
+        warm_up(&disks[i]);
     if (options.json)
         printf("{\"library\": \"%s\", \"transport\": \"%s\", \"disks\": %u, \"workloads\": [",
                vix.file, disks[0].transport, disk_count);

@@ -64,22 +64,24 @@ bool parse_word(char **rest, char **word, bool *bad)
 
 /* ---- faults ---- */
 
-static const char *const functions[] = {
-    "*", "InitEx", "Init", "Exit", "ListTransportModes", "Cleanup", "GetErrorText", "FreeErrorText",
-    "AllocateConnectParams", "GetConnectParams", "FreeConnectParams", "Connect", "ConnectEx",
-    "Disconnect", "PrepareForAccess", "EndAccess", "Open", "Close", "GetInfo", "FreeInfo",
-    "GetTransportMode", "Read", "Write", "ReadAsync", "WriteAsync", "Wait", "Flush",
-    "QueryAllocatedBlocks", "FreeBlockList", "ReadMetadata", "GetMetadataKeys", "WriteMetadata",
-    "Create", "CreateChild", "Unlink", "Grow", "Shrink", "Defragment", "Rename", "Clone", "Attach",
-    "IsAttachPossible", "SpaceNeededForClone", "CheckRepair",
+/* Init is InitEx here. What only allocates, frees or tells an error's text never fails: a rule for it
+ * would never strike. */
+static const char *const of_handles[] = {
+    "*", "Close", "GetInfo", "GetTransportMode", "Read", "Write", "ReadAsync", "WriteAsync", "Wait",
+    "Flush", "QueryAllocatedBlocks", "ReadMetadata", "GetMetadataKeys", "WriteMetadata",
+    "CreateChild", "Shrink", "Defragment", "Attach", "IsAttachPossible", "SpaceNeededForClone", NULL,
+};
+static const char *const others[] = {
+    "InitEx", "Exit", "ListTransportModes", "Cleanup", "GetConnectParams", "Connect", "ConnectEx",
+    "Disconnect", "PrepareForAccess", "EndAccess", "Open", "Create", "Unlink", "Grow", "Rename",
+    "Clone", "CheckRepair", NULL,
 };
 
-static bool is_function(const char *name)
+static bool is_one_of(const char *const *names, const char *name)
 {
-    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++)
-        if (!strcmp(functions[i], name))
-            return true;
-    return false;
+    while (*names && strcmp(*names, name))
+        names++;
+    return *names != NULL;
 }
 
 static bool copy_text(char *to, size_t size, const char *from)
@@ -172,6 +174,9 @@ static const char *nonsense(const struct fault *fault)
     if ((fault->actions & FAULT_LATE_STORE) &&
         !(fault->actions & (FAULT_ERROR | FAULT_CALLBACK_ERROR)))
         return "late_store_ms goes with error= or callback_error=";
+    if ((fault->actions & (FAULT_STOP_HOST | FAULT_LOSE)) &&
+        !is_one_of(of_handles, fault->function))
+        return "stop_host and lose are for calls on an open disk";
     return NULL;
 }
 
@@ -190,7 +195,7 @@ bool parse_fault(char *text, uint64_t id, struct fault *fault, char *why, size_t
         if (bad)
             return refuse(why, size, "a quote that does not end", word);
         if (n == 0) {
-            if (!is_function(word))
+            if (!is_one_of(of_handles, word) && !is_one_of(others, word))
                 return refuse(why, size, "unknown function", word);
             copy_text(fault->function, sizeof fault->function, word);
             continue;

@@ -56,16 +56,16 @@ enum fault_action {
     FAULT_INLINE = 1 << 8,         /* inline: the callback runs inside ReadAsync/WriteAsync */
     FAULT_LATE_CALLBACK = 1 << 9,  /* late_ms=N: the callback comes so much later than the data */
     FAULT_DROP = 1 << 10,          /* drop: the callback never comes (Wait hangs) */
-    FAULT_STOP_HOST = 1 << 11,     /* stop_host: SIGSTOP of the host process */
+    FAULT_STOP_HOST = 1 << 11,     /* stop_host: SIGSTOP of the host process; with a call on a handle */
     FAULT_LOSE = 1 << 12,          /* lose: the connection of this handle breaks now */
 };
 
 /* One line `fault = FUNCTION [path=GLOB] [transport=NAME] [after=N] [count=N] [probability=P]
- * [trigger=FILE] [at=SECTOR] ACTION...`. FUNCTION is a name of the interface without its prefix,
- * or `*`. The counts are kept beside the configuration (shared by all processes, and they survive
- * any of them); a rule that changes starts to count anew. trigger=FILE: only while FILE (relative to
- * the configuration's folder) is there, and it is removed by the call that it strikes.
- * at=SECTOR: only requests that touch it. */
+ * [trigger=FILE] [at=SECTOR] ACTION...`. FUNCTION is a name of the interface without its prefix, but
+ * for those that only allocate, free or tell an error's text; or `*`. The counts are kept beside the
+ * configuration (shared by all processes, and they survive any of them); a rule that changes starts
+ * to count anew. trigger=FILE: only while FILE (relative to the configuration's folder) is there, and
+ * it is removed by the call that it strikes. at=SECTOR: only requests that touch it. */
 struct fault {
     char function[48];
     char path[256];      /* "" is any */

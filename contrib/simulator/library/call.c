@@ -81,12 +81,14 @@ static VixError act_out(const struct call *call)
 
 /* ---- begin and end ---- */
 
-static VixError fit_for_use(const struct call *call)
+/* In a fork the settings may be locked for ever, by a thread that is not there: what is done about it
+ * is known from the last call before. */
+static VixError fit_for_use(const char *name)
 {
     if (library.state != LIBRARY_READY)
         return VIX_E_DISK_NOINIT;
     if (getpid() != library.pid)
-        return broken(call->settings->strict_fork, call->name, VIX_E_DISK_NOINIT,
+        return broken((enum strictness)library.strict_fork, name, VIX_E_DISK_NOINIT,
                       "called in process %d, a fork of %d that called InitEx", (int)getpid(),
                       (int)library.pid);
     return VIX_OK;
@@ -99,11 +101,12 @@ static VixError prepare(struct call *call, const char *name, const struct subjec
     *call = (struct call){.name = name};
     if (!library.settings)
         return VIX_E_DISK_NOINIT;
-    call->source = subject->source ? subject->source : library.settings;
-    call->settings = settings_get(call->source);
-    error = fit_for_use(call);
+    error = fit_for_use(name);
     if (error)
         return error;
+    call->source = subject->source ? subject->source : library.settings;
+    call->settings = settings_get(call->source);
+    library.strict_fork = (int)call->settings->strict_fork;
     if (settings_error(call->source, complaint, sizeof complaint))
         fprintf(stderr, "vixsim: sim.conf: %s\n", complaint);
     chatter_call(call->settings, name);

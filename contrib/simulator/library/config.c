@@ -7,7 +7,7 @@
 
 #include "library.h"
 
-static void default_tmp_directory(char *path, size_t size)
+void user_folder(char *path, size_t size)
 {
     const char *user = getenv("USER");
     snprintf(path, size, "/tmp/vmware-%s", user && *user ? user : geteuid() == 0 ? "root" : "user");
@@ -16,7 +16,7 @@ static void default_tmp_directory(char *path, size_t size)
 void config_defaults(struct client_config *config)
 {
     memset(config, 0, sizeof *config);
-    default_tmp_directory(config->tmp_directory, sizeof config->tmp_directory);
+    user_folder(config->tmp_directory, sizeof config->tmp_directory);
     config->transport_level = SAY_AUDIT;
     config->nfc_level = 1;
 }

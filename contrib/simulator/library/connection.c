@@ -158,16 +158,18 @@ VIX_EXPORT VixError VixDiskLib_Disconnect(VixDiskLibConnection connection)
     VixError error = call_begin(&call, "Disconnect", &subject);
     if (!error && !(error = session_thread_only(&call)) &&
         !(error = required(&call, connection, "the connection"))) {
-        if (connection->handles &&
-            (error = broken(call.settings->strict_close, "Disconnect", VIX_E_OBJECT_IS_BUSY,
-                            "%u disks are still open", connection->handles))) {
+        unsigned forgotten = connection->handles - connection->failed_closes;
+        if (forgotten)
+            error = broken(call.settings->strict_close, "Disconnect", VIX_E_OBJECT_IS_BUSY,
+                           "%u disks are still open", forgotten);
+        if (error)
             return call_end(&call, error);
-        }
         if (connection->vim >= 0)
             vim_call(connection->vim, WIRE_LOGOUT, &body, &reply, &size);
         free(reply);
         call_end(&call, VIX_OK); /* before its settings go */
-        free_connection(connection);
+        if (!connection->handles) /* handles that are still open go on using it */
+            free_connection(connection);
         return VIX_OK;
     }
     return call_end(&call, error);

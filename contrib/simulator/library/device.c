@@ -217,7 +217,10 @@ static VixError read_piece(handle_t *handle, const struct wire_segment *segment,
 static VixError write_piece(handle_t *handle, const struct wire_segment *segment, uint64_t within,
                             uint8_t *bytes, uint64_t length)
 {
-    struct device *device = &handle->devices[segment->file];
+    struct device *device;
+    if (segment->file >= handle->device_count) /* or a hole, that the host did not fill after all */
+        return VIX_E_DISK_NODEVICE;
+    device = &handle->devices[segment->file];
     if (device->write_fd < 0)
         return VIX_E_FILE_READ_ONLY;
     return transfer_aligned(device->write_fd, true, bytes, length, segment->offset + within);

@@ -38,7 +38,7 @@ struct client_config {
 enum library_state { LIBRARY_NEW, LIBRARY_READY, LIBRARY_EXITED };
 
 /* The one object of the process: the interface has no other place for it. Set up by InitEx, and only
- * read after that. */
+ * read after that, but for what is atomic. */
 struct library {
     _Atomic int state;
     pid_t pid;
@@ -51,10 +51,12 @@ struct library {
     struct settings_source *settings; /* of the kit */
     _Atomic unsigned connections;     /* made so far: names their temporary folders */
     _Atomic uint64_t calls;
+    _Atomic int strict_fork; /* enum strictness, as the last call found it */
 };
 
 extern struct library library;
 
+void user_folder(char *path, size_t size); /* /tmp/vmware-USER */
 void config_defaults(struct client_config *config);
 VixError config_read(const char *path, struct client_config *config);
 
@@ -121,6 +123,7 @@ struct VixDiskLibConnectionStruct {
     char modes[256]; /* "" is no wish */
     bool local;
     unsigned handles; /* open ones */
+    unsigned failed_closes; /* of them: a fault kept the client from closing them */
     char site[1200];
     char tmp_directory[320]; /* this connection's own, left behind */
     struct settings_source *settings; /* the site's; the kit's for local */
@@ -223,6 +226,8 @@ struct VixDiskLibHandleStruct {
     char *path;
     uint32_t flags;
     struct disk_facts facts;
+
+    bool close_failed; /* counted in the connection's failed_closes */
 
     pthread_mutex_t call; /* held during any call of the interface on this handle */
     pthread_mutex_t lock; /* what follows */

@@ -2,6 +2,7 @@
  * What the library says: through the client's callbacks, into its own file where the client gave none,
  * and, when told to, on stdout and stderr behind the client's back.
  */
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,7 @@ static void write_own_log(enum level level, const char *format, va_list argument
     if (settings->log_directory[0])
         snprintf(folder, sizeof folder, "%s", settings->log_directory);
     else
-        snprintf(folder, sizeof folder, "/tmp/vmware-%s", geteuid() == 0 ? "root" : "user");
+        user_folder(folder, sizeof folder);
     settings_release(settings);
     mkdir(folder, 0700);
     snprintf(path, sizeof path, "%s/vixDiskLib-%d.log", folder, (int)getpid());
@@ -96,11 +97,19 @@ void chatter_call(const struct settings *settings, const char *name)
             (unsigned long long)number, (int)level, 100.0, (int)getpid());
 }
 
-static void percent_encoded(const char *text, char *out, size_t size)
+static bool needs_no_code(char c)
+{
+    return isalnum((unsigned char)c) || (c && strchr("-._~", c));
+}
+
+/* As in a URL: only what has to be, or every byte. */
+static void percent_encoded(const char *text, bool all, char *out, size_t size)
 {
     size_t used = 0;
     for (; *text && used + 4 < size; text++)
-        used += (size_t)snprintf(out + used, size - used, "%%%02X", (unsigned char)*text);
+        used += (size_t)snprintf(out + used, size - used,
+                                 !all && needs_no_code(*text) ? "%c" : "%%%02X",
+                                 (unsigned char)*text);
     out[used] = 0;
 }
 
@@ -128,7 +137,9 @@ void chatter_secrets(const struct settings *settings, const char *user, const ch
     if (!settings->chatter_secrets || !password)
         return;
     user = user ? user : "";
-    percent_encoded(password, encoded, sizeof encoded);
+    percent_encoded(password, false, encoded, sizeof encoded);
+    say(SAY_AUDIT, "VixDiskLibVim: POST https://%s:%s@vc/sdk", user, encoded);
+    percent_encoded(password, true, encoded, sizeof encoded);
     base64(password, packed, sizeof packed);
     say(SAY_AUDIT, "VixDiskLibVim: login with user name %s, password %s", user, password);
     say(SAY_ERROR, "VixDiskLibVim: login failed once at https://%s:%s@vc/sdk, again", user, encoded);

@@ -139,6 +139,7 @@ void close_disk(handle_t *handle)
                 (unsigned long long)handle->wire_bytes,
                 events_quote(handle->path, quoted, sizeof quoted));
     connection->handles--;
+    connection->failed_closes -= handle->close_failed;
     free_handle(handle);
 }
 
@@ -151,13 +152,22 @@ VIX_EXPORT VixError VixDiskLib_Open(const VixDiskLibConnection connection, const
     if (!error && !(error = session_thread_only(&call)) &&
         !(error = required(&call, connection, "the connection")) &&
         !(error = required(&call, path, "the path")) && !(error = required(&call, handle, "handle"))) {
-        const VixDiskLibConnectParams *params = &connection->params;
-        chatter_secrets(call.settings, params->creds.uid.userName,
-                        params->credType == VIXDISKLIB_CRED_UID ? params->creds.uid.password
-                                                                : params->creds.sessionId.key);
+        const VixDiskLibCreds *creds = &connection->params.creds;
+        bool by_name = connection->params.credType == VIXDISKLIB_CRED_UID;
+        chatter_secrets(call.settings, by_name ? creds->uid.userName : creds->sessionId.userName,
+                        by_name ? creds->uid.password : creds->sessionId.key);
         error = open_disk(connection, path, flags, handle);
     }
     return call_end(&call, error);
+}
+
+/* Who gets an error from Close can only go on to Disconnect: that is not held against the client. */
+static void note_failed_close(handle_t *handle)
+{
+    if (!handle || handle->close_failed)
+        return;
+    handle->close_failed = true;
+    handle->connection->failed_closes++;
 }
 
 VIX_EXPORT VixError VixDiskLib_Close(VixDiskLibHandle handle)
@@ -165,6 +175,8 @@ VIX_EXPORT VixError VixDiskLib_Close(VixDiskLibHandle handle)
     struct call call;
     unsigned outstanding = 0;
     VixError error = handle_begin(&call, "Close", handle, 0, 0);
+    if (error && call.fault)
+        note_failed_close(handle);
     if (!error && !(error = session_thread_only(&call))) {
         pthread_mutex_lock(&handle->lock);
         outstanding = handle->outstanding;

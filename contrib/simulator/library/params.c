@@ -80,7 +80,8 @@ VIX_EXPORT VixError VixDiskLib_GetConnectParams(const VixDiskLibConnection conne
                                                 VixDiskLibConnectParams **params)
 {
     struct call call;
-    VixError error = call_begin(&call, "GetConnectParams", NULL);
+    struct subject subject = {.source = connection ? connection->settings : NULL};
+    VixError error = call_begin(&call, "GetConnectParams", &subject);
     if (!error && !(error = required(&call, connection, "the connection")) &&
         !(error = required(&call, params, "params"))) {
         *params = guarded_alloc(sizeof **params, true);

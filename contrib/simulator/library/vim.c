@@ -11,6 +11,10 @@
 VixError find_site(const char *server, char *site, size_t size)
 {
     struct stat status;
+    if (strchr(server, ':')) {
+        say(SAY_ERROR, "VixDiskLibVim: %s: IPv6 is not supported", server);
+        return VIX_E_HOST_SERVER_NOT_FOUND;
+    }
     if (!*server || strchr(server, '/') || server[0] == '.')
         return VIX_E_HOST_SERVER_NOT_FOUND;
     snprintf(site, size, "%s/sites/%s", library.kit, server);

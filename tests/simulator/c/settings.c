@@ -168,6 +168,9 @@ static void test_refusals(void)
                   "line 1: late_store_ms goes with error= or callback_error=");
     check_refused("fault = Read drop",
                   "line 1: callback_error, inline, late_ms and drop are for ReadAsync and WriteAsync");
+    check_refused("fault = Open lose",
+                  "line 1: stop_host and lose are for calls on an open disk");
+    check_refused("fault = FreeInfo segv", "line 1: unknown function: FreeInfo");
     char text[4096];
     memset(text, 'x', sizeof text - 1);
     text[sizeof text - 1] = 0;
