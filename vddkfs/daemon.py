@@ -30,9 +30,9 @@ from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import qemu_map
 from vddkfs.disks.image import Image
 from vddkfs.disks.vm import Source
-from vddkfs.engines.base import CallCount, LinkIdentity
+from vddkfs.engines.base import EngineFacts, EngineReport, LinkIdentity
 from vddkfs.engines.client import WorkerClient
-from vddkfs.engines.config import VddkConfig
+from vddkfs.engines.config import EngineConfig, VddkConfig
 from vddkfs.engines.requests import Patience
 from vddkfs.errors import MountBusy, VddkfsError
 from vddkfs.fuse import session
@@ -47,7 +47,10 @@ from vddkfs.state import held, socket_path, state_folder
 log = logging.getLogger(__name__)
 
 _UMOUNT_AGAIN = 0.5
-_STATISTICS_SECONDS = 0.25
+_OPEN_SECONDS = 300.0
+_HOTADD_SECONDS = 900.0
+"""How long a worker may take to open its disks."""
+_STATISTICS_SECONDS = 0.08
 """How long a worker may take to tell what its library did: status must not wait for a hung one."""
 _LAST_ANSWERS = 0.05
 """Seconds for handlers to tell their callers that the mount goes down."""
@@ -93,20 +96,20 @@ class Daemon:
             self._report = StatusReport(self._mountpoint, self._source.path, arena, self._disks)
             tree = self._make_tree(nursery)
             capacity = sum(disk.capacity for disk in self._disks)
-            self._operations = Operations(tree, self._options, capacity)
+            source = self._source
+            self._operations = Operations(
+                tree, self._options, capacity, source.engine, source.facts.transport
+            )
             await self._serve(self._operations, nursery, ready)
 
     def _make_disks(self, arena: Arena, nursery: trio.Nursery) -> None:
         options = self._options
         cache = SectorCache(arena, nursery)
-        patience = Patience(
-            op_timeout=options.op_timeout,
-            retry_budget=options.retry_budget,
-            idle_timeout=options.idle_timeout,
-        )
         for number, plan in enumerate(self._source.workers):
             opened = functools.partial(self._opened, number)
-            client = WorkerClient(plan.name, plan.config, patience, opened, secret=plan.secret)
+            client = WorkerClient(
+                plan.name, plan.config, self._patience(plan.config), opened, secret=plan.secret
+            )
             self._clients.append(client)
         for chain in self._source.chains:
             disk = Disk(
@@ -118,20 +121,44 @@ class Daemon:
             )
             self._disks.append(disk)
 
+    def _patience(self, config: EngineConfig) -> Patience:
+        """Return how long a worker is waited for; attaching a disk to a machine takes its time."""
+        hot_adds = isinstance(config, VddkConfig) and config.hot_adds
+        return Patience(
+            op_timeout=self._options.op_timeout,
+            open_timeout=_HOTADD_SECONDS if hot_adds else _OPEN_SECONDS,
+            retry_budget=self._options.retry_budget,
+            idle_timeout=self._options.idle_timeout,
+        )
+
     def _opened(self, worker: int, identities: Sequence[LinkIdentity]) -> None:
         for disk in self._disks:
             disk.opened(worker, identities)
 
     def _make_tree(self, nursery: trio.Nursery) -> Tree:
         newest = max(disk.top.mtime_ns for disk in self._disks)
-        tree = Tree(_document(describe_source(self._source)), self._status, newest)
+        tree = Tree(self._described, self._status, newest, changing=self._source.engine == "vddk")
         for disk in self._disks:
             allocation = functools.partial(_allocation, disk.top)
-            described = describe_disk(disk, self._source.engine, self._source.facts)
-            tree.add_disk(disk, _document(described), allocation)
+            tree.add_disk(disk, functools.partial(self._described_disk, disk), allocation)
             for image in disk.images:
                 image.superseded = functools.partial(_superseded, tree, image, nursery)
         return tree
+
+    async def _described(self) -> bytes:
+        facts = await self._facts(self._clients)
+        return _json(describe_source(msgspec.structs.replace(self._source, facts=facts)))
+
+    async def _described_disk(self, disk: Disk) -> bytes:
+        facts = await self._facts(disk.clients)
+        return _json(describe_disk(disk, self._source.engine, facts))
+
+    async def _facts(self, clients: Sequence[WorkerClient]) -> EngineFacts:
+        """Return what reads the disks, with the transports that are in use now, if any is."""
+        reports = await self._engine_reports(clients)
+        used = dict.fromkeys(name for one in reports.values() for name in one.transports)
+        facts = self._source.facts
+        return msgspec.structs.replace(facts, transport=", ".join(used) or facts.transport)
 
     async def _serve(
         self, operations: Operations, workers: trio.Nursery, ready: Callable[[], None]
@@ -178,19 +205,19 @@ class Daemon:
     async def _answer(self, _request: dict[str, Any]) -> dict[str, Any]:
         assert self._report is not None
         open_files = self._operations.open_files if self._operations is not None else 0
-        calls = await self._library_calls()
-        return self._report.collect(session.agreed(), open_files, self._log, calls)
+        reports = await self._engine_reports(self._clients)
+        return self._report.collect(session.agreed(), open_files, self._log, reports)
 
-    async def _library_calls(self) -> dict[str, tuple[CallCount, ...]]:
-        """Ask the workers what their libraries did; one that does not answer is left out."""
-        found: dict[str, tuple[CallCount, ...]] = {}
+    async def _engine_reports(self, clients: Sequence[WorkerClient]) -> dict[str, EngineReport]:
+        """Ask the workers how their libraries do; one that does not answer is left out."""
+        found: dict[str, EngineReport] = {}
 
         async def ask(client: WorkerClient) -> None:
             with trio.move_on_after(_STATISTICS_SECONDS), contextlib.suppress(VddkfsError):
-                found[client.name] = await client.statistics()
+                found[client.name] = await client.report()
 
         async with trio.open_nursery() as nursery:
-            for client in self._clients:
+            for client in clients:
                 if isinstance(client.config, VddkConfig):
                     nursery.start_soon(ask, client)
         return found
@@ -255,15 +282,6 @@ async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
 
 def _superseded(tree: Tree, image: Image, nursery: trio.Nursery) -> None:
     forget_in_kernel(nursery, tree.renew(image))
-
-
-def _document(content: dict[str, Any]) -> Callable[[], Any]:
-    text = _json(content)
-
-    async def render() -> bytes:
-        return text
-
-    return render
 
 
 async def _allocation(image: Image) -> bytes:

@@ -14,6 +14,7 @@ import functools
 import logging
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -21,14 +22,16 @@ from urllib.parse import unquote
 
 import msgspec
 
+from vddkfs import leftovers
 from vddkfs.credentials import ask, open_credentials
 from vddkfs.disks.vm import Chain, ImagePlan, Source, WorkerPlan
 from vddkfs.engines.base import EngineFacts, LinkIdentity, LinkInfo
 from vddkfs.engines.config import VddkConfig, VddkImage
 from vddkfs.engines.describe import describe_images
 from vddkfs.engines.output import parse_line
-from vddkfs.errors import UnsupportedFormat, UsageError
+from vddkfs.errors import LeftBehind, UnsupportedFormat, UsageError
 from vddkfs.names import unique_names
+from vddkfs.observe.redact import redact
 from vddkfs.options import MountOptions
 from vddkfs.state import held, state_folder
 
@@ -197,9 +200,20 @@ def open_remote(text: str, options: MountOptions) -> Source:
     # Attaching a disk to this machine only to look at it would be a lot of trouble.
     others = tuple(name for name in asked.transports if name != "hotadd")
     looked = msgspec.structs.replace(asked, transports=others) if others else asked
+    said: list[str] = []
     with held(asking):
-        found = describe_images(looked, secret, _tell)
+        try:
+            found = describe_images(looked, secret, functools.partial(_keep_warning, said))
+        finally:
+            if not looked.hot_adds:
+                # A worker that crashed has left things.
+                shutil.rmtree(asking / "0", ignore_errors=True)
+    # What the library complained of on the way is told only where no error is.
+    for message in said:
+        print(f"vddkfs: {message}", file=sys.stderr)
     opened = dict(zip(numbers, found.links, strict=True))
+    if asked.hot_adds:
+        _clean_up(asked, secret)
     return _source(text, remote, options, opened, found.facts, secret)
 
 
@@ -207,11 +221,25 @@ def _secret(server: str, options: MountOptions) -> int:
     return open_credentials(options.credentials, functools.partial(ask, server))
 
 
-def _tell(line: bytes) -> None:
-    """Show on stderr what the library complains about while the disks are opened."""
+def _clean_up(config: VddkConfig, secret: int) -> None:
+    """Take away the disks that dead mounts of this server have left attached to this machine."""
+    try:
+        with leftovers.alone(state_folder()):
+            mine = leftovers.only(config.server, leftovers.by_worker(secret))
+            report = leftovers.clean(state_folder(), mine)
+    except LeftBehind:
+        return  # somebody else is at it
+    if report.cleaned:
+        print(f"vddkfs: {report.cleaned} disks of dead mounts were detached", file=sys.stderr)
+    for one in report.remaining:
+        print(f"vddkfs: {one.path}: {one.reason}; {one.remedy}", file=sys.stderr)
+
+
+def _keep_warning(said: list[str], line: bytes) -> None:
+    """Keep what a worker that opens the disks warns of."""
     level, message = parse_line(line)
     if level >= logging.WARNING and message:
-        print(f"vddkfs: {message}", file=sys.stderr)
+        said.append(redact(message))
 
 
 def _config(remote: Remote, options: MountOptions, folder: Path, numbers: list[int]) -> VddkConfig:

@@ -2,6 +2,8 @@
 
 import sys
 
-from benchmarks.command import main
+from benchmarks import command, remote
 
-sys.exit(main(sys.argv[1:]))
+if sys.argv[1:2] == ["remote"]:
+    sys.exit(remote.main(sys.argv[2:]))
+sys.exit(command.main(sys.argv[1:]))

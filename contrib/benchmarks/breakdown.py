@@ -70,10 +70,10 @@ class Profile:
         for system in systems:
             warm(self._material)
             with system.serving(self._material) as served:
-                fio(served.file, self._sizes, Pace(random=1, ramp=0), self._depth)
+                fio(served.file, self._sizes.dense, Pace(random=1, ramp=0), self._depth)
                 pids = served.pids()
                 before = {pid: (*cpu_ticks(pid), sleeps(pid)) for pid in pids}
-                result = fio(served.file, self._sizes, self._pace, self._depth)
+                result = fio(served.file, self._sizes.dense, self._pace, self._depth)
                 name, latency = system.name, f"{result.microseconds:.1f}"
                 for pid in pids:
                     after = (*cpu_ticks(pid), sleeps(pid))
@@ -91,7 +91,7 @@ class Profile:
         """Print the functions of the daemon and the worker that take most of the time."""
         warm(self._material)
         with system.serving(self._material) as served:
-            result = fio(served.file, self._sizes, self._pace, self._depth)
+            result = fio(served.file, self._sizes.dense, self._pace, self._depth)
         for who in ("daemon", "worker"):
             found = system.folder / f"{who}.pstats"
             if not found.exists():
@@ -126,11 +126,11 @@ class Profile:
         warm(self._material)
         counted: dict[str, dict[str, float]] = {}
         with system.serving(self._material) as served:
-            fio(served.file, self._sizes, Pace(random=1, ramp=0), self._depth)
+            fio(served.file, self._sizes.dense, Pace(random=1, ramp=0), self._depth)
             reports = {pid: folder / f"strace-{pid}" for pid in served.pids()}
             names = {pid: "worker" if pid != served.daemon else "daemon" for pid in reports}
             with _traced(served, reports):
-                result = fio(served.file, self._sizes, Pace(random=2, ramp=0), self._depth)
+                result = fio(served.file, self._sizes.dense, Pace(random=2, ramp=0), self._depth)
             for pid, report in reports.items():
                 for call, count in _counts(report):
                     counted.setdefault(call, {})[names[pid]] = count / result.reads

@@ -38,7 +38,8 @@ WORKS: Final[dict[str, dict[str, Work]]] = {
 DESCRIPTION: Final = """\
 Measure vddkfs against qemu-storage-daemon, nbdfuse and a stub, and hold the figures against the
 goals. Every round goes through all systems, one after the other; the first round only warms up.
-README.md in this folder tells how to read the figures.
+README.md in this folder tells how to read the figures. `run remote` measures disks of a server;
+`run remote --help` tells more.
 """
 ROOT: Final = Path(__file__).resolve().parents[2]
 

@@ -1,7 +1,7 @@
 """What is measured: the metrics, the values of each round, and the issue's goals."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -51,6 +51,22 @@ def _hung(load: str) -> dict[str, Metric]:
     return found
 
 
+def _remote(profile: str) -> dict[str, Metric]:
+    return {
+        f"remote.{profile}.sequential": Metric("remote", f"{profile}: dd bs=1M", "MiB/s", True),
+        f"remote.{profile}.random-1": Metric(
+            "remote", f"{profile}: 4 KiB O_DIRECT, depth 1", "IOPS", True
+        ),
+        f"remote.{profile}.random-16": Metric(
+            "remote", f"{profile}: 4 KiB O_DIRECT, depth 16", "IOPS", True
+        ),
+        f"remote.{profile}.cpu": Metric("remote-cpu", f"{profile}: of dd", "s/GiB"),
+        f"remote.{profile}.cpu-16": Metric(
+            "remote-cpu", f"{profile}: of a 4 KiB read, depth 16", "us"
+        ),
+    }
+
+
 METRICS: Final = {
     **_metrics("base", "base"),
     **_metrics("chain", "chain of five"),
@@ -60,6 +76,20 @@ METRICS: Final = {
     **_hung("buffered"),
     **_hung("direct"),
     **_hung("opening"),
+    **_remote("lan"),
+    **_remote("nbdssl"),
+    **_remote("nbdssl-tuned"),
+    **_remote("san"),
+    "remote.kill.direct": Metric(
+        "remote-loss", "kill -9 to the next 4 KiB O_DIRECT read: longest", "s", combine=max
+    ),
+    "remote.kill.direct.median": Metric("remote-loss", "the same: median", "s"),
+    "remote.kill.start": Metric("remote-loss", "a worker's first start, beside it", "s"),
+    "remote.many.mount": Metric("remote-many", "until all are mounted", "s"),
+    "remote.many.read": Metric("remote-many", "until all 80 disks are read, at once", "s"),
+    "remote.many.median": Metric("remote-many", "one disk, from open to end: median", "s"),
+    "remote.many.longest": Metric("remote-many", "the same: longest", "s", combine=max),
+    "remote.many.mib": Metric("remote-many", "size of a disk", "MiB"),
 }
 
 
@@ -120,6 +150,36 @@ def goals(figures: Figures) -> list[Goal]:
         for kind in ("read", "list", "status"):
             found.append(_limit_goal(figures, f"hung.{load}.{kind}.max", 100.0))
     return found
+
+
+def remote_goals(figures: Figures, peers: Sequence[str]) -> list[Goal]:
+    """Return the goals of ``run remote``."""
+    found = []
+    for profile in ("lan", "nbdssl", "nbdssl-tuned", "san"):
+        metric = f"remote.{profile}.sequential"
+        found.append(_sequential_goal(figures, metric))
+        if profile == "lan":
+            found.append(_ratio_goal(figures, "remote.lan.random-1", "limit", 0.75))
+            found.append(_ratio_goal(figures, "remote.lan.random-16", "limit", 0.6))
+        # Nothing but lan lets as many requests be under way as nbdkit does: see README.md.
+        for name in ("sequential", "random-1", "random-16")[: 3 if profile == "lan" else 1]:
+            metric = f"remote.{profile}.{name}"
+            there = [peer for peer in peers if figures.get(metric, peer)]
+            if there:
+                best = max(there, key=lambda peer: figures.get(metric, peer) or 0.0)
+                # Where the rate alone decides, all are equal but for what nbdkit lets through.
+                least = 1.0 if profile == "lan" else 0.98
+                found.append(_ratio_goal(figures, metric, best, least))
+    found.append(_limit_goal(figures, "remote.kill.direct", 0.5))
+    return found
+
+
+def _sequential_goal(figures: Figures, metric: str) -> Goal:
+    """0.85 of the limit, or 0.9 of the stub where that is lower."""
+    limit, stub = (figures.get(metric, name) for name in ("limit", "stub"))
+    if limit and stub and 0.9 * stub < 0.85 * limit:
+        return _ratio_goal(figures, metric, "stub", 0.9)
+    return _ratio_goal(figures, metric, "limit", 0.85)
 
 
 def _ratio_goal(figures: Figures, metric: str, peer: str, least: float) -> Goal:

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,16 +22,24 @@ TOOLS: Final = {
     "fio": ("fio", "fio"),
     "fusermount3": ("fuse3", "fuse3"),
 }
+REMOTE_TOOLS: Final = {
+    **{tool: TOOLS[tool] for tool in ("qemu-storage-daemon", "nbdfuse", "fio", "fusermount3")},
+    "nbdkit": ("nbdkit", "nbdkit"),
+    "cc": ("gcc", "gcc"),
+    "c++": ("g++", "gcc-c++"),
+    "losetup": ("util-linux", "util-linux"),
+}
+"""What ``run remote`` wants."""
 BUSY_PERCENT: Final = 5.0
 """Above this share of all CPUs in use, a machine is not idle."""
 
 
-def missing_tools() -> str:
-    """Return how to install what is missing; "" if nothing is."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+def missing_tools(tools: Mapping[str, tuple[str, str]] = TOOLS) -> str:
+    """Return how to install what is missing of *tools*; "" if nothing is."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if not missing:
         return ""
-    apt, dnf = (sorted({TOOLS[tool][n] for tool in missing}) for n in (0, 1))
+    apt, dnf = (sorted({tools[tool][n] for tool in missing}) for n in (0, 1))
     return (
         f"missing on this machine: {', '.join(missing)}\n"
         f"Debian, Ubuntu:       apt-get install {' '.join(apt)}\n"
@@ -86,6 +95,7 @@ def describe(root: Path) -> dict[str, Any]:
         "libfuse": libfuse_version(),
         "qemu": _first_line("qemu-img", "--version"),
         "libnbd": _first_line("nbdfuse", "--version"),
+        "nbdkit": _first_line("nbdkit", "--version") if shutil.which("nbdkit") else "",
         "fio": _first_line("fio", "--version"),
     }
 

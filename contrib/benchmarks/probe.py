@@ -2,6 +2,7 @@
 
     probe.py readers FILE KIND COUNT               COUNT readers at once, all over the file
     probe.py sample FOLDER FILE STATUS COUNT       how long reads, ls and status.json take
+    probe.py kill FILE PID                         how long reads stall after kill -9 of PID
 
 Of "sample", FILE is read past the page cache, no block twice, FOLDER is listed and everything in it
 looked at. It prints one line a sample, "KIND SECONDS", at once.
@@ -13,6 +14,7 @@ and read; or it is opening: they open the file only then. In the end it says how
 import mmap
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -79,8 +81,34 @@ def sample(folder: str, path: str, status: str, count: int) -> None:
             print(kind, time.perf_counter() - begun, flush=True)
 
 
+def kill(path: str, pid: int) -> None:
+    """Read one block after the other; print the seconds from the kill to the end of its stall.
+
+    That is the longest read of the second that follows: the process may answer one more request
+    before the signal reaches it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    buffer = mmap.mmap(-1, _BLOCK)
+    blocks = os.fstat(fd).st_size // _BLOCK
+    dice = random.Random(pid)
+    for _ in range(100):
+        _read(fd, dice.randrange(blocks) * _BLOCK, buffer)
+    os.kill(pid, signal.SIGKILL)
+    killed = begun = time.perf_counter()
+    longest = stalled = 0.0
+    while begun - killed < 1.0:
+        _read(fd, dice.randrange(blocks) * _BLOCK, buffer)
+        ended = time.perf_counter()
+        if ended - begun > longest:
+            longest, stalled = ended - begun, ended - killed
+        begun = ended
+    print(stalled)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "readers":
         readers(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    elif sys.argv[1] == "kill":
+        kill(sys.argv[2], int(sys.argv[3]))
     else:
         sample(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))

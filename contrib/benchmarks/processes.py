@@ -184,16 +184,23 @@ def end(pids: Sequence[int], patience: float = 5.0) -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
-def end_all(mounts: Path) -> list[str]:
-    """End every descendant and every mount below *mounts*; return what there was, as words."""
-    below = descendants(os.getpid())
+def end_all(mounts: Path, spare: Sequence[int] = ()) -> list[str]:
+    """End every descendant and every mount below *mounts*; return what there was, as words.
+
+    The processes of *spare* go on.
+    """
+
+    def others() -> list[int]:
+        return [pid for pid in descendants(os.getpid()) if pid not in spare]
+
+    below = others()
     said = [f"process {pid}: {command_line(pid)}" for pid in below]
     end(below)
     # Whoever hung on a mount gets ENOTCONN once that is gone; the rest is killed.
     for place in mounts_below(mounts):
         said.append(f"mount {place}")
         detach(place)
-    end(descendants(os.getpid()), patience=0.5)
+    end(others(), patience=0.5)
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

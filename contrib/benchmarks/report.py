@@ -15,6 +15,10 @@ TITLES: Final = {
     "ready": "From the command to serving",
     "memory": "Memory of all processes of the system",
     "hung": "One disk hung, 200 reads on it: how the rest answers",
+    "remote": "Remote disk: reads",
+    "remote-cpu": "Remote disk: CPU time of what serves",
+    "remote-loss": "Remote disk: a worker is killed, profile instant",
+    "remote-many": "40 mounts of 2 disks, 50 sessions",
 }
 _NOISY: Final = 0.1
 """A spread of the rounds above this share of the figure is shown."""
@@ -75,7 +79,9 @@ def _facts(result: dict[str, Any]) -> list[str]:
     machine, before = result["machine"], result["before"]
     load = " ".join(map(str, before["load_average"]))
     idle = "idle" if before["idle"] else "NOT IDLE, so the figures are noise"
-    versions = ("python", "pyfuse3", "trio", "libfuse", "qemu", "libnbd", "fio")
+    versions = ["python", "pyfuse3", "trio", "libfuse", "qemu", "libnbd", "fio"]
+    plain = ["qemu", "libnbd", "fio", "nbdkit"]
+    versions += ["nbdkit"] if machine.get("nbdkit") else []
     facts = [
         f"{result['when']}, {result['size']} size, {result['rounds']} rounds, "
         f"{result['minutes']} minutes",
@@ -83,8 +89,7 @@ def _facts(result: dict[str, Any]) -> list[str]:
         f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']} GiB of memory, "
         f"Linux {machine['kernel']}",
         ", ".join(
-            machine[name] if name in ("qemu", "libnbd", "fio") else f"{name} {machine[name]}"
-            for name in versions
+            machine[name] if name in plain else f"{name} {machine[name]}" for name in versions
         ),
         f"before: {idle} ({before['busy_percent']} % busy, load {load})",
     ]

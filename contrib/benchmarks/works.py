@@ -64,7 +64,7 @@ def sequential(this: Round) -> None:
 def random_reads(this: Round) -> None:
     """4 KiB reads past the kernel's page cache, in a range without holes."""
     for depth in (1, 16):
-        result = fio(this.served.file, this.sizes, this.pace, depth)
+        result = fio(this.served.file, this.sizes.dense, this.pace, depth)
         this.add(f"random-{depth}", result.iops)
         this.add(f"latency99-{depth}", result.microseconds_99)
         if depth == 1:
@@ -81,9 +81,9 @@ class FioResult:
     microseconds_99: float
 
 
-def fio(file: Path, sizes: Sizes, pace: Pace, depth: int) -> FioResult:
-    """Read 4 KiB at random places of the dense range for the time of *pace*."""
-    offset, size = sizes.dense
+def fio(file: Path, where: tuple[int, int], pace: Pace, depth: int) -> FioResult:
+    """Read 4 KiB at random places of *where* (offset, length) for the time of *pace*."""
+    offset, size = where
     output = run(
         [
             *("fio", "--name=random", f"--filename={file}", "--readonly", "--thread"),

@@ -83,6 +83,16 @@ async def test_seeking_in_a_slow_source_ends_in_time_and_takes_it_for_data(
         assert trio.current_time() - start == pytest.approx(2 * SEEK_SECONDS)
 
 
+async def test_a_seek_in_a_map_that_cannot_be_had_finds_data() -> None:
+    """As if nothing was known: a copy goes on, and its reads tell whether the disk is there."""
+    worker = FakeWorker(noise(8))
+    worker.dig(0, 8)
+    worker.map_errors = 2
+    async with shown(worker, frozen=True) as image:
+        assert await image.seek_data(700) == 700
+        assert await image.seek_hole(700) == 8 * 512
+
+
 @pytest.mark.parametrize("failures", [1, 2, 3])
 async def test_a_map_that_fails_three_times_is_all_data(
     failures: int, caplog: pytest.LogCaptureFixture
@@ -250,6 +260,9 @@ class ThreadWorker:
         await trio.to_thread.run_sync(self._thread.join)
         self._theirs.close()
         return True
+
+    def ending(self) -> str:
+        return ""
 
     async def reap(self, seconds: float) -> bool:
         return True

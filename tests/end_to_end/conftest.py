@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.mounting import COMMAND, Mounts
+from tests.end_to_end.remote import contents, datastores, kits, proxies, proxy, scsi_disk
+
+__all__ = ["contents", "datastores", "kits", "proxies", "proxy", "scsi_disk"]
 
 
 def _absent() -> str:

@@ -55,6 +55,9 @@ class FakeProcess:
             self.die()
         return self.killable
 
+    def ending(self) -> str:
+        return ""
+
     async def reap(self, seconds: float) -> bool:
         with trio.move_on_after(seconds):
             await self.gone.wait()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -205,3 +206,27 @@ def test_it_dies_when_its_daemon_is_killed(stopped: bool) -> None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
+
+
+TALKER = """
+import socket, sys
+socket.socket(fileno=int(sys.argv[1])).recv(65536)
+for _ in range(300):
+    sys.stderr.write("<7>" + "x" * 1000 + "\\n")
+sys.exit(3)
+"""
+
+
+async def test_one_that_says_a_lot_at_its_end_is_listened_to(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    def command(theirs: Any) -> list[str]:
+        return [sys.executable, "-c", TALKER, str(theirs.fileno())]
+
+    monkeypatch.setattr(spawn, "_command", command)
+    worker = WorkerProcess("disk", stop_seconds=SECONDS)
+    assert await worker.end(kill=False)
+    assert worker._popen.returncode == 3, "it was not killed"
+    assert caplog.text.count("x" * 1000) == 300

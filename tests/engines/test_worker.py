@@ -282,6 +282,24 @@ def test_a_chunk_is_taken_back_after_the_reads_into_it(started: Started) -> None
     assert area[:SECTOR] == bytes([5]) * SECTOR
 
 
+def test_a_chunk_is_taken_back_though_somebody_still_refers_to_it(started: Started) -> None:
+    """A thread may just have told the end of a read; an error keeps its frames, and their views."""
+    daemon, engine, _ = started
+    kept: list[Any] = []
+    read = engine.read
+
+    def keep(image: int, sector: int, count: int, into: Any, direct: bool) -> None:
+        kept.append(into)
+        read(image, sector, count, into, direct)
+
+    engine.read = keep  # type: ignore[method-assign]
+    daemon.call(Op.READ, sector=5, count=1)
+    daemon.call(Op.TAKE_BACK, chunk=0)
+    again = daemon.lend(0)
+    daemon.call(Op.READ, sector=6, count=1)
+    assert again[:SECTOR] == bytes([6]) * SECTOR
+
+
 def test_a_second_open_replaces_the_engine_after_its_reads(started: Started) -> None:
     daemon, first, _ = started
     read = daemon.ask(Op.READ, image=1, sector=5, count=1)

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import trio
 from cachetools import LRUCache
 
-from vddkfs.cache.arena import SMALL, SMALLS_IN_FRAME, Arena, Chunk, Frame, FreeFrames, Slot
+from vddkfs.cache.arena import FRAME, SMALL, SMALLS_IN_FRAME, Arena, Chunk, Frame, FreeFrames, Slot
 from vddkfs.engines.requests import ReadRequest
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,16 @@ class DiskCache:
         self._spent: dict[Frame, None] = {}
         self._small: Frame | None = None
         self._direct: dict[Frame, list[Slot]] = {}
+        self._joining: memoryview | None = None
         self._growing = False
         self._want = trio.lowlevel.ParkingLot()
+
+    @property
+    def joining(self) -> memoryview:
+        """Memory of two frames to join slots in. What is there is valid until the next await."""
+        if self._joining is None:
+            self._joining = memoryview(bytearray(2 * FRAME))
+        return self._joining
 
     @property
     def bytes_held(self) -> int:

@@ -105,20 +105,42 @@ class ImageCache:
         self._index: dict[int, Run] = {}
 
     def read_nowait(self, start: int, end: int, spend: bool = False) -> memoryview | None:
-        """Return [*start*, *end*) if one run holds all of it, else None.
+        """Return [*start*, *end*) if one run, or two neighbours, hold all of it, else None.
 
         The view is valid until the next await. *spend* says that the reader goes forward and will
         not come back to a run that it has read to its end.
         """
         run = self._index.get(start // SMALL)
-        if run is None or not run.ready or end > run.end:
+        if run is None or not run.ready:
             return None
+        if end > run.end:
+            return self._joined(run, start, end, spend)
         self.hits += 1
         frame = run.slot.frame
         self.disk.touch(frame)
         if spend and end == run.end and run.slot.size == FRAME:
             self.disk.spent(frame)
         return run.slot.bytes(start - run.start, end - run.start)
+
+    def _joined(self, run: Run, start: int, end: int, spend: bool) -> memoryview | None:
+        """Return what *run* and its neighbour hold, joined in memory that is used again each time.
+
+        A reader whose requests are out of step with the frames (it read a header first) needs two
+        runs for each: joining them in fresh memory costs more than all the rest.
+        """
+        after = self._index.get(run.end // SMALL)
+        if after is None or not after.ready or end > after.end:
+            return None
+        self.hits += 1
+        room = self.disk.joining
+        cut = run.end - start
+        room[:cut] = run.slot.bytes(start - run.start, run.end - run.start)
+        room[cut : end - start] = after.slot.bytes(run.end - after.start, end - after.start)
+        for one in (run, after):
+            self.disk.touch(one.slot.frame)
+            if spend and end >= one.end and one.slot.size == FRAME:
+                self.disk.spent(one.slot.frame)
+        return room[: end - start]
 
     async def read(self, start: int, end: int, large: bool) -> memoryview | bytes:
         """Return [*start*, *end*), fetching what is missing.
@@ -139,6 +161,11 @@ class ImageCache:
         self, start: int, end: int, large: bool, spend: bool
     ) -> memoryview | bytes:
         run = await self._run_at(start, large)
+        if large and 0 < end - run.end <= FRAME:
+            joined = await self._wait_for_two(run, start, end, spend)
+            if joined is not None:
+                return joined
+            run = await self._run_at(start, large)  # which may reach further than the one before
         if end <= run.end:
             part = await self._part(run, start, end)
             if spend and end == run.end and run.slot.size == FRAME:
@@ -159,6 +186,17 @@ class ImageCache:
             run = await self._run_at(position, large)
             parts.append(bytes(await self._part(run, position, min(end, run.end))))
         return b"".join(parts)
+
+    async def _wait_for_two(self, run: Run, start: int, end: int, spend: bool) -> memoryview | None:
+        """Have *run* and its neighbour fetched, and join them; None if one of them went away."""
+        if not run.ready:
+            self.prefetch(run.end, end, _no_hole)
+            await self._part(run, start, run.end)
+        after = await self._run_at(run.end, True)
+        if end > after.end:
+            return None
+        await self._part(after, after.start, after.end)
+        return self.read_nowait(start, end, spend)
 
     async def _run_at(self, position: int, large: bool) -> Run:
         run = self._index.get(position // SMALL)

@@ -6,6 +6,7 @@ worker. A file opened with O_DIRECT always asks the worker.
 Offsets and sizes in bytes. Methods run on the trio thread.
 """
 
+import contextlib
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +22,7 @@ from vddkfs.disks.partitions import PartitionTable, parse
 from vddkfs.engines.base import SECTOR, LinkIdentity, LinkInfo
 from vddkfs.engines.client import WorkerClient
 from vddkfs.engines.protocol import MapQuery
-from vddkfs.errors import EngineError, StaleImage, VddkfsError
+from vddkfs.errors import EngineError, StaleImage, VddkfsError, WorkerFailed
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,8 @@ class Image:
         """Look for data, or for a hole, in the source itself, while the map is not there yet."""
         total = self.capacity // SECTOR
         start = sector
-        with trio.move_on_after(SEEK_SECONDS):
+        # What cannot be told counts as data: its reads fail, if the disk itself is not to be had.
+        with trio.move_on_after(SEEK_SECONDS), contextlib.suppress(EngineError, WorkerFailed):
             while sector < total:
                 query = MapQuery(count=total - sector, limit=64, seconds=0.1)
                 part = await self._client.map(self._index, sector, query)

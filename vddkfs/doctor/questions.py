@@ -33,7 +33,7 @@ from vddkfs.engines.vddk.layouts import MIN_CHUNK, OpenFlag
 from vddkfs.engines.vddk.library import Library
 from vddkfs.engines.vddk.native import Pointer
 from vddkfs.engines.vddk.params import ConnectSpec, SessionCookie, UserPassword
-from vddkfs.engines.vddk.secrets import Credentials, read_credentials
+from vddkfs.engines.vddk.secrets import Credentials, leave_no_core, read_credentials
 from vddkfs.engines.worker import die_with_parent
 from vddkfs.errors import VddkfsError
 from vddkfs.observe.redact import Redactor
@@ -337,6 +337,7 @@ def main(arguments: list[str]) -> int:
     try:
         credentials = Credentials()
         if job.config.server and secret >= 0:
+            leave_no_core()
             credentials = read_credentials(secret)
             redactor = Redactor(credentials.secrets)
     except VddkfsError as error:

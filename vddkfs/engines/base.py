@@ -144,6 +144,13 @@ class CallCount(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class EngineReport(msgspec.Struct, frozen=True):
+    """What an engine tells for status: the *transports* in use, and its library's *calls*."""
+
+    transports: tuple[str, ...] = ()
+    calls: tuple[CallCount, ...] = ()
+
+
 class Description(msgspec.Struct, frozen=True):
     """What a worker found out of the images that it was asked about: *links*, one for each."""
 
@@ -207,8 +214,11 @@ class AsyncEngine(Engine, Protocol):
         *done* may be called before this returns. *into* belongs to the engine until then.
         """
 
-    def statistics(self) -> Sequence[CallCount]:
-        """Return what each function of the engine's library did, empty without a library."""
+    def report(self) -> EngineReport:
+        """Return what status shows of the engine."""
+
+    def complain(self, text: str) -> None:
+        """Say *text* where the daemon hears it, at once: this process is about to end."""
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when ``tick`` has something to do."""

@@ -13,32 +13,30 @@ Everything here runs on the trio thread. The process is started on that same thr
 be the main one: PR_SET_PDEATHSIG ends a child with the *thread* that made it.
 """
 
-import contextlib
+import functools
 import logging
 import math
 import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
-from vddkfs.engines import protocol
-from vddkfs.engines.base import CallCount, LinkIdentity, MapSlice
+from vddkfs.engines import backoff, protocol
+from vddkfs.engines.base import LinkIdentity
 from vddkfs.engines.config import EngineConfig, VddkConfig
-from vddkfs.engines.pending import TICK, Pending
-from vddkfs.engines.process import Process, WorkerProcess
-from vddkfs.engines.protocol import MapQuery, Op
-from vddkfs.engines.requests import Call, Counters, Loan, Patience, ReadRequest, TakeBack
-from vddkfs.errors import EngineError, VddkfsError, WorkerFailed
+from vddkfs.engines.pending import TICK
+from vddkfs.engines.port import WorkerPort
+from vddkfs.engines.process import STOP_SECONDS, Process, WorkerProcess
+from vddkfs.engines.protocol import Op
+from vddkfs.engines.requests import Counters, Patience
+from vddkfs.errors import EngineError, VddkfsError
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-MAX_BACKOFF: Final = 5.0
-LONG_BACKOFF: Final = 20.0
-"""Seconds between tries while a host says that it is not to be had for a while."""
+_VDDK_STOP_SECONDS: Final = 5.0
+_DETACH_SECONDS: Final = 10.0
 _LOST: Final = "ended unexpectedly"
 _IDLE: Final = "idle"
 _REFUSED: Final = "refused"
@@ -47,7 +45,7 @@ _NO_LOSS: Final = (_IDLE, _REFUSED, _BUSY)
 """Why a process is of no more use; all but the first are no losses."""
 
 
-class WorkerClient:
+class WorkerClient(WorkerPort):
     """One worker and its supervisor.
 
     *opened* is called with the identities of the chain each time a process has opened it, before
@@ -61,23 +59,16 @@ class WorkerClient:
         config: EngineConfig,
         patience: Patience,
         opened: Callable[[tuple[LinkIdentity, ...]], None],
-        start: Callable[[str], Process] = WorkerProcess,
+        start: Callable[[str], Process] | None = None,
         *,
         secret: int = -1,
     ) -> None:
-        self.name = name
-        self.config = config
+        super().__init__(name, config, patience)
         self._secret = secret
-        self._pending = Pending(name, patience, writes_late=isinstance(config, VddkConfig))
-        self._patience = patience
         self._opened = opened
-        self._start = start
-        self._chunks: dict[int, tuple[int, int]] = {}
-        """What is lent: the memfd and its bytes, by number."""
+        self._start = start or functools.partial(WorkerProcess, stop_seconds=_stop_seconds(config))
         self._process: Process | None = None
-        self._backoff = 0.0
-        self._serving: trio.CancelScope | None = None
-        self._hanging = 0
+        self._backoff = backoff.Backoff()
         self._stopping = False
         self._patiently = False
         self._reaper: trio.Nursery | None = None
@@ -134,98 +125,6 @@ class WorkerClient:
         """Seconds since the oldest unanswered request was first made; 0 without one."""
         return self._pending.oldest_age()
 
-    # What the cache asks.
-
-    def submit_read(self, request: ReadRequest) -> None:
-        """Have *request* done: now if a process serves, else as soon as one does."""
-        request.timeout = self._patience.op_timeout
-        self._pending.submit(request)
-
-    def poll(self) -> None:
-        """Look for an answer for a moment, if answers come quickly."""
-        self._pending.poll()
-
-    def lend(self, number: int, fd: int, size: int) -> None:
-        """Let the worker, now and after every restart, use a chunk of *size* bytes."""
-        self._chunks[number] = (fd, size)
-        if self._pending.sock is not None:
-            self._pending.submit(self._loan(number))
-
-    async def take_back(self, number: int) -> bool:
-        """End a loan. False: the worker did not answer in time, and the loan goes on."""
-        if self._hanging:
-            return False
-        if self._pending.sock is None:
-            del self._chunks[number]
-            return True
-        call = TakeBack(self._patience.op_timeout, number)
-        self._pending.submit(call)
-        with trio.move_on_after(1.0), contextlib.suppress(VddkfsError):
-            await call.wait()
-            del self._chunks[number]
-            return not self._hanging
-        if call in self._pending.waiting:
-            self._pending.waiting.remove(call)
-            return False
-        # It may still come to take the message: lend the chunk again behind it.
-        if self._pending.sock is not None:
-            self._pending.submit(self._loan(number))
-        return False
-
-    def _loan(self, number: int) -> Loan:
-        fd, size = self._chunks[number]
-        return Loan(self._patience.op_timeout, number, fd, size)
-
-    # What the disk asks.
-
-    async def map(self, image: int, sector: int, query: MapQuery) -> MapSlice:
-        """Return a part of the allocation map. Raises VddkfsError."""
-        body = protocol.encode(query)
-        call = Call(Op.MAP, self._patience.op_timeout, body, image=image, sector=sector)
-        return await self._ask(call, protocol.decode_map)
-
-    async def revalidate(self) -> tuple[LinkIdentity, ...]:
-        """Have the worker look at its images again; return their identities as they are now.
-
-        What it keeps of a live link (tables, a handle) is dropped.
-        """
-        call = Call(Op.REVALIDATE, self._patience.op_timeout)
-        return await self._ask(call, protocol.decode_identities)
-
-    async def statistics(self) -> tuple[CallCount, ...]:
-        """Return what the library's functions did in the process that serves, () if none does.
-
-        Raises VddkfsError.
-        """
-        if self._pending.sock is None:
-            return ()
-        call = Call(Op.STATISTICS, self._patience.op_timeout)
-        return await self._ask(call, protocol.decode_statistics)
-
-    async def reopen(self) -> tuple[LinkIdentity, ...]:
-        """Have the chain opened anew, and return what it is now.
-
-        Raises the engine's error; the process, which has no chain then, is given up in good order.
-        """
-        call = Call(Op.OPEN, self._patience.open_timeout, protocol.encode(self.config))
-        try:
-            return await self._ask(call, protocol.decode_identities)
-        except VddkfsError:
-            self._pending.sock = None
-            if self._serving is not None:
-                self._serving.cancel()
-            raise
-
-    async def _ask(self, call: Call, decode: Callable[[bytes], T]) -> T:
-        self._pending.submit(call)
-        body = await call.wait()
-        try:
-            return decode(body)
-        except protocol.GARBLED as error:
-            raise WorkerFailed(
-                f"{self.name}: an answer of the worker makes no sense", cause=str(error)
-            ) from error
-
     # The supervisor.
 
     async def run(self) -> None:
@@ -252,7 +151,7 @@ class WorkerClient:
 
     async def _back_off(self) -> None:
         """Wait before the next process; what waits too long for it is given up meanwhile."""
-        until = trio.current_time() + self._backoff
+        until = trio.current_time() + self._backoff.seconds
         while self._pending.waiting and (left := until - trio.current_time()) > 0:
             await trio.sleep(min(left, TICK))
             self._pending.expire()
@@ -272,6 +171,7 @@ class WorkerClient:
             self._pending.take_over(hanging=False)
             return
         self.counters.starts += 1
+        began = trio.current_time()
         reason = _LOST
         try:
             reason = await self._serve(process)
@@ -280,21 +180,24 @@ class WorkerClient:
             retry = error.retry if isinstance(error, EngineError) else ""
             if retry == "busy":
                 reason = _BUSY
-                self._pending.excused = True
-                self._pending.useful, self._backoff = False, TICK
             elif retry:
                 reason = f"cannot open the disk: {error}"
                 self._patiently = retry == "later"
             else:
                 reason = _REFUSED
-                self._pending.fail_all(error)
+                self._refused(error)
         finally:
             self._pending.sock = None
             self._process = None
             with trio.CancelScope(shield=True):
                 orderly = reason in _NO_LOSS or self._stopping or self.ends_gently
                 reaped = await process.end(kill=not orderly)
-        if reason not in _NO_LOSS:
+        if reason == _LOST and (how := process.ending()):
+            reason = f"{_LOST} ({how})"
+        if reason == _BUSY:
+            self._pending.excuse(began)
+            self._pending.useful, self._backoff.seconds = False, TICK
+        elif reason not in _NO_LOSS:
             self.counters.restarts += 1
             self._lost(reason)
         freed = self._pending.take_over(hanging=not reaped)
@@ -376,6 +279,8 @@ class WorkerClient:
         """Return when the worker says that it has lost its connection."""
         await self._pending.troubled.wait()
         error = self._pending.trouble
+        if error is not None and error.retry == "busy":
+            return _BUSY
         self._patiently = error is not None and error.retry == "later"
         return f"lost its connection: {error}"
 
@@ -411,15 +316,36 @@ class WorkerClient:
             return
         log.warning("worker of %s: it %s; another takes over", self.name, reason)
         self._pending.note("the worker " + reason)
-        series = self._backoff if not self._pending.useful else 0.0
-        self._pending.useful = False
-        self._backoff = min(MAX_BACKOFF, 2 * series) if series else 0.02
+        self._pending.charge()
+        self._slow_down()
         if self._patiently:
-            self._backoff = LONG_BACKOFF
+            self._backoff.seconds = backoff.MAINTENANCE
             self._patiently = False
+
+    def _refused(self, error: VddkfsError) -> None:
+        """Fail what waits with *error*, and do not log in again for each that is asked now."""
+        self._pending.fail_all(error)
+        self._pending.charge()
+        if isinstance(self.config, VddkConfig):
+            self._slow_down(backoff.REFUSED)
+
+    def _slow_down(self, first: float = backoff.SHORTEST) -> None:
+        self._backoff.grow(first, series=not self._pending.useful or self._pending.stuck)
+        self._pending.useful = False
 
     async def _reap_later(self, process: Process, freed: Iterable[Callable[[], None]]) -> None:
         await process.reap(math.inf)
         self._hanging -= 1
         for free in freed:
             free()
+
+
+def _stop_seconds(config: EngineConfig) -> float:
+    """Return how long a process may take to end by itself.
+
+    VMware's library takes a second for its own end; to detach a disk, the server reconfigures a
+    virtual machine.
+    """
+    if not isinstance(config, VddkConfig):
+        return STOP_SECONDS
+    return _VDDK_STOP_SECONDS + (_DETACH_SECONDS * len(config.images) if config.hot_adds else 0.0)

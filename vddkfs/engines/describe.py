@@ -18,7 +18,7 @@ from vddkfs.engines import protocol
 from vddkfs.engines.base import Description
 from vddkfs.engines.config import VddkConfig
 from vddkfs.engines.protocol import Op
-from vddkfs.engines.spawn import spawn
+from vddkfs.engines.spawn import ending, spawn
 from vddkfs.errors import WorkerFailed
 
 SECONDS = 300.0
@@ -49,12 +49,18 @@ def describe_images(
         header = protocol.request_header(Op.DESCRIBE, 1)
         protocol.send(sock, header, protocol.encode(config), fd=secret)
         packet, fd = _answer(sock, seconds * max(1, len(config.images)))
+        if not packet:
+            process.wait(_STOP_SECONDS)
+            raise WorkerFailed(
+                f"the worker ended while it opened the disks ({ending(process.returncode)})",
+                advice="the library crashed; `vddkfs doctor` looks whether it is whole",
+            )
         status = protocol.REPLY.unpack_from(packet)[3]
         body = protocol.body_of(packet, protocol.REPLY.size, fd)
         if status:
             raise protocol.decode_error(body, status)
         return msgspec.msgpack.decode(body, type=Description)
-    except (OSError, *protocol.GARBLED) as error:
+    except (OSError, subprocess.TimeoutExpired, *protocol.GARBLED) as error:
         raise WorkerFailed(f"an answer of the worker makes no sense: {error}") from error
     finally:
         _end(sock, process)
@@ -62,6 +68,7 @@ def describe_images(
 
 
 def _answer(sock: socket.socket, seconds: float) -> tuple[bytes, int]:
+    """Return the worker's answer, an empty packet if it ended. Raises WorkerFailed if too late."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if select.select([sock], [], [], left)[0]:
@@ -70,9 +77,7 @@ def _answer(sock: socket.socket, seconds: float) -> tuple[bytes, int]:
             except BlockingIOError:
                 continue
             except ConnectionResetError:
-                packet = b""
-            if not packet:
-                raise WorkerFailed("the worker ended while it opened the disks")
+                return b"", -1
             return packet, fd
     raise WorkerFailed(
         f"the disks were not opened within {seconds:g} s",

@@ -8,6 +8,7 @@ import collections
 import errno
 import itertools
 import logging
+import math
 import os
 import socket
 import time
@@ -17,7 +18,7 @@ from typing import Final
 import trio
 
 from vddkfs.engines import protocol
-from vddkfs.engines.requests import Counters, Loan, Patience, Request
+from vddkfs.engines.requests import Counters, Loan, Patience, ReadRequest, Request
 from vddkfs.errors import EngineError, VddkfsError, WorkerFailed
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Pending:
         self.troubled = trio.Event()
         self.excused = False
         """Set while a session of the server is waited for: nothing is given up for that."""
+        self._excused_since = 0.0
 
     def __bool__(self) -> bool:
         return bool(self.in_flight or self.waiting)
@@ -188,7 +190,7 @@ class Pending:
 
         A process of which too much is kept is to be replaced.
         """
-        if not self._writes_late:
+        if not self._writes_late or not isinstance(request, ReadRequest):
             return
         _, free = request.move()
         self._doubtful.append(free)
@@ -205,7 +207,9 @@ class Pending:
         """Keep *request* for another process, if *error* is one that a new connection may cure."""
         if not isinstance(error, EngineError) or not error.retry or not request.again:
             return False
-        if now - request.born > self._patience.retry_budget:
+        if request.losses >= request.most_losses:
+            return False
+        if error.retry != "busy" and now - request.born > self._patience.retry_budget:
             return False
         # As if it was not answered: it is sent again when the process is known to be gone.
         self.in_flight[request.id] = request
@@ -216,16 +220,37 @@ class Pending:
         """Send to the process behind *sock* from now on."""
         self.trouble = None
         self.troubled = trio.Event()
+        self.charge()
+        self.sock = sock
+
+    def excuse(self, since: float) -> None:
+        """Give nothing up until ``charge``: a session of the server is waited for *since* then."""
+        if not self.excused:
+            self.excused = True
+            self._excused_since = since
+
+    def charge(self) -> None:
+        """Let the budget go on, without what was excused of it."""
         if self.excused:
             self.excused = False
-            for request in self.waiting:
-                request.born = trio.current_time()
-        self.sock = sock
+            now = trio.current_time()
+            for request in [*self.waiting, *self.in_flight.values()]:
+                request.born += now - max(request.born, self._excused_since)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the process has a request that two processes before it were lost with."""
+        return any(request.losses >= 2 for request in self.in_flight.values())
 
     def overdue(self) -> bool:
         """Say whether the process has missed the deadline of a request."""
         now = trio.current_time()
-        return any(request.deadline < now for request in self.in_flight.values())
+        late = [request for request in self.in_flight.values() if request.deadline < now]
+        for request in late:
+            # What can be done without has others wait for a deadline once, and no more.
+            if request.most_losses < math.inf:
+                request.losses = int(request.most_losses)
+        return bool(late)
 
     def expire(self) -> None:
         """Give up what has waited longer than the retry budget."""
@@ -259,8 +284,9 @@ class Pending:
             if hanging:
                 movable, free = request.move()
                 freed.append(free)
-            if movable and request.again:
+            if movable and request.again and request.losses < request.most_losses:
                 self.counters.resent += 1
+                request.losses += 1
                 again.append(request)
             else:
                 self._give_up(request)
@@ -288,7 +314,7 @@ class Pending:
         self.fail_all(self._refusal)
 
     def _give_up(self, request: Request) -> None:
-        if not request.again:
+        if not request.again or request.losses >= request.most_losses:
             request.finish(WorkerFailed(f"{self.name}: the worker was lost"), b"", -1)
             return
         error = WorkerFailed(

@@ -4,12 +4,13 @@ small pool of threads, so that several are under way and none stops the others.
 
 import math
 import queue
+import sys
 import threading
 import traceback
 from collections.abc import Sequence
 from typing import Final
 
-from vddkfs.engines.base import BlockingEngine, CallCount, Done, LinkIdentity, MapSlice
+from vddkfs.engines.base import BlockingEngine, Done, EngineReport, LinkIdentity, MapSlice
 from vddkfs.errors import VddkfsError
 
 READ_THREADS: Final = 8
@@ -70,9 +71,13 @@ class PooledEngine:
                     self._busy -= 1
                     self._lock.notify_all()
 
-    def statistics(self) -> Sequence[CallCount]:
+    def report(self) -> EngineReport:
         """Return nothing: there is no library."""
-        return ()
+        return EngineReport(("file",))
+
+    def complain(self, text: str) -> None:
+        """Print *text* to stderr, which the daemon reads."""
+        print(text, file=sys.stderr, flush=True)
 
     def fileno(self) -> int:
         """Return -1: there is nothing to wait for."""

@@ -11,12 +11,12 @@ import trio
 from vddkfs.engines import protocol
 from vddkfs.engines.output import parse_line
 from vddkfs.engines.protocol import Op
-from vddkfs.engines.spawn import spawn
+from vddkfs.engines.spawn import ending, spawn
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS: Final = 2.0
-"""How long a worker may take to end by itself when it is asked to."""
+"""How long a worker may take to end by itself when it is asked to, unless it is said otherwise."""
 REAP_SECONDS: Final = 2.0
 """How long the end of a killed worker is waited for before it counts as hanging in the kernel."""
 _LONGEST_LINE: Final = 4096
@@ -39,15 +39,20 @@ class Process(Protocol):
     async def reap(self, seconds: float) -> bool:
         """Wait for the process's end, and say whether it came."""
 
+    def ending(self) -> str:
+        """Say how the process ended, in words; "" while that is not known."""
+
 
 class WorkerProcess:
     """A running worker. Made on the main thread: the worker ends with the thread that made it.
 
-    Raises OSError if the process cannot be started. Making it blocks for some milliseconds.
+    *stop_seconds* is how long it may take to end by itself. Raises OSError if the process cannot be
+    started. Making it blocks for some milliseconds.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stop_seconds: float = STOP_SECONDS) -> None:
         self.name = name
+        self._stop_seconds = stop_seconds
         self._pending = b""
         self._output, output = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(output, True)
@@ -95,17 +100,13 @@ class WorkerProcess:
     async def end(self, kill: bool) -> bool:
         """End the process, at once if *kill*, and say whether it is known to be gone.
 
-        Takes at most STOP_SECONDS + REAP_SECONDS; not to be cancelled.
+        Takes at most *stop_seconds* + REAP_SECONDS; not to be cancelled.
         """
-        gone = False
-        if not kill:
-            with contextlib.suppress(OSError):
-                self.sock.send(protocol.request_header(Op.STOP, 0), socket.MSG_DONTWAIT)
-            gone = await self.reap(STOP_SECONDS)
-        if not gone:
-            with contextlib.suppress(ProcessLookupError):
-                self._popen.kill()
-            gone = await self.reap(REAP_SECONDS)
+        async with trio.open_nursery() as nursery:
+            # One that says more than the pipe holds would wait for somebody to listen.
+            nursery.start_soon(self.forward_output)
+            gone = await self._end(kill)
+            nursery.cancel_scope.cancel()
         if gone:
             for _ in range(_LAST_WORDS):
                 if not self._take_output():
@@ -113,6 +114,22 @@ class WorkerProcess:
         self.sock.close()
         os.close(self._output)
         return gone
+
+    async def _end(self, kill: bool) -> bool:
+        gone = False
+        if not kill:
+            with contextlib.suppress(OSError):
+                self.sock.send(protocol.request_header(Op.STOP, 0), socket.MSG_DONTWAIT)
+            gone = await self.reap(self._stop_seconds)
+        if not gone:
+            with contextlib.suppress(ProcessLookupError):
+                self._popen.kill()
+            gone = await self.reap(REAP_SECONDS)
+        return gone
+
+    def ending(self) -> str:
+        """Say how the process ended; "" while that is not known."""
+        return ending(self._popen.returncode)
 
     async def reap(self, seconds: float) -> bool:
         """Wait up to *seconds* for the process's end, and say whether it came."""

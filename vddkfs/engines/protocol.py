@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from vddkfs.engines.base import CallCount, LinkIdentity, MapSlice
+from vddkfs.engines.base import EngineReport, LinkIdentity, MapSlice
 from vddkfs.errors import ALL_ERRORS, EngineError, Retry, VddkfsError
 
 
@@ -44,7 +44,7 @@ class Op(IntEnum):
     TAKE_BACK = 6  # chunk
     STOP = 7  # no reply: the worker ends
     DESCRIBE = 8  # body: VddkConfig; reply: Description
-    STATISTICS = 9  # reply: tuple[CallCount, ...]
+    REPORT = 9  # reply: EngineReport
 
 
 DIRECT: Final = 1
@@ -143,9 +143,9 @@ def decode_identities(body: bytes) -> tuple[LinkIdentity, ...]:
     return msgspec.msgpack.decode(body, type=tuple[LinkIdentity, ...])
 
 
-def decode_statistics(body: bytes) -> tuple[CallCount, ...]:
-    """Return the reply to STATISTICS."""
-    return msgspec.msgpack.decode(body, type=tuple[CallCount, ...])
+def decode_report(body: bytes) -> EngineReport:
+    """Return the reply to REPORT."""
+    return msgspec.msgpack.decode(body, type=EngineReport)
 
 
 def decode_map(body: bytes) -> MapSlice:

@@ -25,15 +25,21 @@ Done = Callable[[VddkfsError | None], None]
 
 
 class Request:
-    """One message to the worker that has an answer. *timeout* is in seconds from sending it."""
+    """One message to the worker that has an answer. *timeout* is in seconds from sending it.
 
-    __slots__ = ("born", "deadline", "id", "sent", "timeout")
+    ``losses`` counts the processes that were lost while they had it.
+    """
+
+    __slots__ = ("born", "deadline", "id", "losses", "sent", "timeout")
 
     again = True
     """Whether it is sent to another process when the one that has it is lost."""
+    most_losses = math.inf
+    """How many processes may be lost with it before it is given up."""
 
     def __init__(self, timeout: float) -> None:
         self.id = 0
+        self.losses = 0
         self.timeout = timeout
         self.born = math.inf
         self.sent = math.inf
@@ -173,6 +179,22 @@ class Call(Request):
         if self._error is not None:
             raise self._error
         return self._reply
+
+
+class ReportCall(Call):
+    """A question to the process that serves about itself: no other can answer it."""
+
+    __slots__ = ()
+
+    again = False
+
+
+class MapCall(Call):
+    """A question for a part of an allocation map, which a disk can be read without."""
+
+    __slots__ = ()
+
+    most_losses = 3
 
 
 class TakeBack(Call):

@@ -1,6 +1,7 @@
 """How a worker process is started, by whoever starts one. Knows nothing of trio."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,18 @@ def spawn(output: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         raise
     finally:
         theirs.close()
+
+
+def ending(code: int | None) -> str:
+    """Say how a process ended whose return code is *code*: "killed by SIGSEGV", "exit code 70"."""
+    if code is None:
+        return ""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
 
 
 def _command(theirs: socket.socket) -> list[str]:

@@ -8,6 +8,7 @@ While requests come close together the main thread looks for the next one a few 
 sleeps: waking a sleeping core costs more than answering a 4 KiB read.
 """
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -97,6 +98,13 @@ class Worker:
             self._engine.drain()
             self._engine.close()
 
+    def complain(self, text: str) -> None:
+        """Have the daemon log *text*, before this process ends."""
+        if self._engine is not None:
+            self._engine.complain(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def _next(self) -> tuple[bytes, int]:
         sock = self._sock
         start = time.perf_counter()
@@ -184,7 +192,10 @@ class Worker:
                 lent = self._chunks.pop(chunk, None)
                 if lent is not None:
                     lent[1].release()
-                    lent[0].close()
+                    # A thread that has just told the end of a read may still refer to it, and an
+                    # error to its frames: it is unmapped with the last of them then.
+                    with contextlib.suppress(BufferError):
+                        lent[0].close()
                 return b""
             case Op.OPEN:
                 return self._open(packet, fd)
@@ -198,8 +209,8 @@ class Worker:
             return protocol.encode(
                 self._engine.map(image, sector, query.count, query.limit, query.seconds)
             )
-        if op == Op.STATISTICS:
-            return protocol.encode(tuple(self._engine.statistics()))
+        if op == Op.REPORT:
+            return protocol.encode(self._engine.report())
         if op == Op.REVALIDATE:
             self._engine.drain()
             return protocol.encode(tuple(self._engine.revalidate()))
@@ -251,11 +262,11 @@ def main(arguments: list[str]) -> int:
     # just came back from the disk wait for the main thread while that looks for requests.
     sys.setswitchinterval(0.0005)
     with socket.socket(fileno=int(arguments[0])) as sock:
+        worker = Worker(sock)
         try:
-            Worker(sock).run()
+            worker.run()
         except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
+            worker.complain(traceback.format_exc())
             os._exit(70)
     # Threads still in a read must not hold up the end: the daemon has no use for them any more.
     os._exit(0)

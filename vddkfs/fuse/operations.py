@@ -63,8 +63,17 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False
 
-    def __init__(self, tree: Tree, options: MountOptions, capacity: int) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        options: MountOptions,
+        capacity: int,
+        engine: str = "vmdk",
+        transport: str = "file",
+    ) -> None:
         super().__init__()
+        self._engine = engine
+        self._transport = transport
         self._tree = tree
         self._options = options
         self._capacity = capacity
@@ -316,8 +325,8 @@ class Operations(pyfuse3.Operations):
         image = node.image
         values = {
             "capacity": str(node.size),
-            "transport": "file",
-            "engine": "vmdk",
+            "transport": self._transport,
+            "engine": self._engine,
             "policy": "immutable" if image.frozen else "close-to-open",
             "link": image.links[-1].path,
             "format": image.links[-1].format,

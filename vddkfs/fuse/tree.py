@@ -170,12 +170,15 @@ class Partitions(Folder):
 class Tree:
     """All nodes by inode number."""
 
-    def __init__(self, vm_json: Render, status: Render, mtime_ns: int) -> None:
+    def __init__(
+        self, vm_json: Render, status: Render, mtime_ns: int, changing: bool = False
+    ) -> None:
+        self._changing = changing
         self.nodes: dict[int, Node] = {}
         self.root = Folder(ROOT, mtime_ns, ROOT)
         control = Folder(_CONTROL, mtime_ns, ROOT)
         self._add(self.root)
-        self._enter(self.root, "vm.json", Text(_VM_JSON, mtime_ns, vm_json, changing=False))
+        self._enter(self.root, "vm.json", Text(_VM_JSON, mtime_ns, vm_json, changing))
         self._enter(self.root, ".vddkfs", control)
         self._enter(control, "status.json", Text(_STATUS, mtime_ns, status))
         self._disks = 0
@@ -197,7 +200,7 @@ class Tree:
         self._enter(folder, "disk.raw", window)
         self._enter(folder, "chain", chain)
         self._enter(folder, "partitions", partitions)
-        self._enter(folder, "info.json", Text(base + _INFO, mtime, info, changing=False))
+        self._enter(folder, "info.json", Text(base + _INFO, mtime, info, self._changing))
         self._enter(folder, "map.json", Text(base + _MAP, mtime, allocation, costly=True))
 
     def renew(self, image: Image) -> list[tuple[int, str, int]]:

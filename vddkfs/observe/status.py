@@ -8,7 +8,7 @@ from typing import Any
 from vddkfs import __version__
 from vddkfs.cache.arena import Arena
 from vddkfs.disks.disk import Disk
-from vddkfs.engines.base import CallCount
+from vddkfs.engines.base import EngineReport
 from vddkfs.engines.client import WorkerClient
 from vddkfs.observe.logs import Log
 
@@ -29,9 +29,9 @@ class StatusReport:
         session: dict[str, int],
         open_files: int,
         log: Log,
-        calls: Mapping[str, Sequence[CallCount]] | None = None,
+        reports: Mapping[str, EngineReport] | None = None,
     ) -> dict[str, Any]:
-        """Return the report; *calls* are what the workers' libraries did, by the workers' names."""
+        """Return the report; *reports* are the engines', by the workers' names."""
         return {
             "vddkfs": __version__,
             "pid": os.getpid(),
@@ -50,29 +50,30 @@ class StatusReport:
                 "prefetched": sum(i.cache.prefetched for d in self._disks for i in d.images),
                 "evictions": sum(c.evictions for d in self._disks for c in d.caches),
             },
-            "disks": [_disk(disk, calls or {}) for disk in self._disks],
+            "disks": [_disk(disk, reports or {}) for disk in self._disks],
             "log": log.target,
             "warnings": list(log.recent.lines),
         }
 
 
-def _disk(disk: Disk, calls: Mapping[str, Sequence[CallCount]]) -> dict[str, Any]:
+def _disk(disk: Disk, reports: Mapping[str, EngineReport]) -> dict[str, Any]:
     return {
         "name": disk.name,
         "capacity": disk.capacity,
         "links": len(disk.links),
         "cache_held": sum(cache.bytes_held for cache in disk.caches),
         "workers": [
-            {**_worker(client), **_library(calls.get(client.name, ()))} for client in disk.clients
+            {**_worker(client), **_engine(reports.get(client.name))} for client in disk.clients
         ],
     }
 
 
-def _library(calls: Sequence[CallCount]) -> dict[str, Any]:
-    """Return what the library's functions did, as an entry of a worker's report."""
-    if not calls:
+def _engine(report: EngineReport | None) -> dict[str, Any]:
+    """Return what an engine with a library told, as entries of its worker's report."""
+    if report is None or not report.calls:
         return {}
     return {
+        "transport": ", ".join(report.transports),
         "calls": {
             call.name: {
                 "count": call.count,
@@ -80,8 +81,8 @@ def _library(calls: Sequence[CallCount]) -> dict[str, Any]:
                 "seconds": round(call.seconds, 6),
                 "bytes": call.bytes,
             }
-            for call in calls
-        }
+            for call in report.calls
+        },
     }
 
 

@@ -71,8 +71,10 @@ def test_a_vague_code_is_final_in_a_session_call_only() -> None:
 def test_a_refusal_of_memory_shrinks() -> None:
     text = "NfcFssrvr: Failed to allocate the requested 2097176 bytes"
     assert error_from(1, READ, text).retry_class is RetryClass.SMALLER
-    assert error_from(14011, READ, refused=True).retry_class is RetryClass.SMALLER
+    assert error_from(54321, READ, refused=True).retry_class is RetryClass.SMALLER
     assert error_from(1, READ, refused=True).retry_class is RetryClass.SMALLER
+    assert error_from(14011, READ, refused=True).retry_class is RetryClass.RECONNECT
+    assert error_from(14014, READ, refused=True).retry_class is RetryClass.LATER
     assert error_from(35, CONNECT, refused=True).retry_class is RetryClass.NEVER
 
 

@@ -1,11 +1,12 @@
 """What VDDK is known to leave to its client: hot-added disks, and calls that never end.
 
-Rows K09 and K24: the trap first, then the guard.
+Rows K09, K22 (where a worker opens again) and K24: the trap first, then the guard.
 """
 
 import logging
 import mmap
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from tests.engines.vddk.workers import (
     CHUNK,
     MIDDLE,
     PLAIN,
+    Died,
     Worker,
     Workers,
     configured,
@@ -272,9 +274,10 @@ async def test_k09_a_read_that_hangs_ends_with_its_worker(
     with reader(configured(kit, PLAIN), Patience(op_timeout=1e9, retry_budget=1e9)) as trap:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trap.client.run)
-            with trio.move_on_after(1.0) as bounded:
-                await trap.read(0, 64)
-            assert bounded.cancelled_caught, "it hangs for as long as one looks"
+            nursery.start_soon(trap.read, 0, 64)
+            await trio.to_thread.run_sync(until, lambda: not (kit.site / "once").exists())
+            await trio.sleep(1.0)
+            assert trap.client.in_flight == 1, "it hangs for as long as one looks"
             assert trap.client.state == "serving"
             nursery.cancel_scope.cancel()
 
@@ -294,7 +297,7 @@ async def test_k09_a_read_that_hangs_ends_with_its_worker(
 async def test_k09_an_open_that_hangs_ends_with_its_worker(kit: Kit, contents: Any) -> None:
     (kit.site / "once").touch()
     kit.configure("fault = Open trigger=once hang")
-    with reader(configured(kit, PLAIN), Patience(open_timeout=1.5)) as guarded:
+    with reader(configured(kit, PLAIN), Patience(open_timeout=2.0)) as guarded:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(guarded.client.run)
             with trio.fail_after(30):
@@ -307,7 +310,7 @@ async def test_k09_an_open_that_hangs_ends_with_its_worker(kit: Kit, contents: A
 async def test_k09_a_hanging_worker_with_hot_added_disks_leaves_nothing(kit: Kit) -> None:
     (kit.site / "once").touch()
     kit.configure(FILES, "fault = ReadAsync trigger=once hang")
-    with reader(hot(kit), Patience(op_timeout=0.5)) as guarded:
+    with reader(hot(kit), Patience(op_timeout=1.0)) as guarded:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(guarded.client.run)
             with trio.fail_after(30):
@@ -350,3 +353,29 @@ def test_k09_the_operators_configuration_counts(kit: Kit, workers: Workers) -> N
     worker.stop()
     with pytest.raises(SourceMissing, match="does not exist"):
         workers().open(configured(kit, PLAIN, vddk_config=str(kit.path / "nothing")))
+
+
+# K22: the library begins once in a process.
+
+
+async def test_k22_a_disk_that_became_another_is_opened_by_the_same_process(
+    kit: Kit, workers: Workers
+) -> None:
+    trap = workers()
+    trap.open(configured(kit, PLAIN))
+    with pytest.raises(Died) as died:
+        trap.open(configured(kit, PLAIN))
+    assert died.value.code == -signal.SIGABRT, "InitEx a second time"
+
+    with reader(configured(kit, PLAIN), Patience(retry_budget=10)) as guarded:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(guarded.client.run)
+            with trio.fail_after(30):
+                await guarded.read(0, 8)
+                [identity] = await guarded.client.reopen()
+                assert identity.path == PLAIN.path
+                await guarded.read(0, 8)
+            assert guarded.client.counters.starts == 1
+            guarded.client.stop()
+            nursery.cancel_scope.cancel()
+    assert len(kit.events("client-open")) == 3

@@ -266,6 +266,15 @@ def describe(code: int, call: str) -> Code:
     return Code(code, "", errno.EIO, in_doubt, "it failed with a code that is not known")
 
 
+def _says_too_little(meaning: Code) -> bool:
+    """Say whether a code may stand for a refusal of memory.
+
+    Others are what they say: after a lost connection the library may still write to the request's
+    memory, which must not be asked for again in this process then.
+    """
+    return meaning.number in (1, 2) or (not meaning.name and meaning.retry is not NEVER)
+
+
 class VixFailure(EngineError):
     """A call of the library failed.
 
@@ -295,11 +304,11 @@ def error_from(
     """Return the error for *code*, the result of *call*.
 
     *text* is what GetErrorText says, *about* names the disk or server concerned. *refused* is for
-    who saw the host refuse memory lately; it counts where another try makes sense at all.
+    who saw the host refuse memory lately; it counts where the code itself says too little.
     """
     meaning = describe(code, call)
     retry = meaning.retry
-    if tells_refusal(text) or (refused and (retry is not NEVER or meaning.number == 1)):
+    if tells_refusal(text) or (refused and _says_too_little(meaning)):
         retry = SMALLER
     number = f"{meaning.name} ({meaning.number})" if meaning.name else f"code {meaning.number}"
     subject = about or call.removeprefix(PREFIX)

@@ -25,6 +25,7 @@ from vddkfs.engines.base import (
     Description,
     Done,
     EngineFacts,
+    EngineReport,
     LinkIdentity,
     MapExtent,
     MapSlice,
@@ -33,7 +34,7 @@ from vddkfs.engines.config import VddkConfig, VddkImage
 from vddkfs.engines.vddk.codes import RetryClass, VixFailure
 from vddkfs.engines.vddk.flow import Flow, Piece
 from vddkfs.engines.vddk.layouts import MAX_CHUNKS, MIN_CHUNK
-from vddkfs.engines.vddk.runtime import Runtime
+from vddkfs.engines.vddk.runtime import DESCRIBE_SESSION_SECONDS, Runtime
 from vddkfs.engines.vddk.session import OpenDisk, open_disk
 from vddkfs.errors import EngineError, VddkfsError
 
@@ -72,24 +73,32 @@ class ImageReader:
         if self.disk is None:
             self.runtime.take_session()
             try:
-                spec = self.runtime.spec(self.config, self.image)
-                self.disk = open_disk(
-                    self.runtime.library,
-                    spec,
-                    self.image,
-                    self.runtime.say,
-                    san_check=self.config.san_check,
-                    compression=self.config.compression,
-                )
+                self.disk = self._opened()
             except BaseException:
                 self.runtime.give_session_back()
                 raise
-            self._compare(self.disk.identity())
         self.last_used = self._last_moved = time.monotonic()
         return self.disk
 
+    def _opened(self) -> OpenDisk:
+        disk = open_disk(
+            self.runtime.library,
+            self.runtime.spec(self.config, self.image),
+            self.image,
+            self.runtime.say,
+            san_check=self.config.san_check,
+            compression=self.config.compression,
+        )
+        try:
+            self._compare(disk.identity())
+        except BaseException:
+            # No read may see it: the daemon has sent more of them than the one that opened it.
+            disk.close()
+            raise
+        return disk
+
     def _compare(self, found: LinkIdentity) -> None:
-        was, self.identity = self.identity, found
+        was = self.identity
         change = was.difference(found) if was is not None and not self.image.live else ""
         if was is not None and self.image.live:
             change = was.replaced_by(found)
@@ -98,6 +107,7 @@ class ImageReader:
             raise EngineError(
                 f"{self.image.path}: it is another disk now: {change}", retry="reconnect"
             )
+        self.identity = found
 
     def close(self) -> None:
         """Close the disk, which nobody reads."""
@@ -107,12 +117,20 @@ class ImageReader:
             self.runtime.give_session_back()
 
     def renew(self) -> LinkIdentity:
-        """Return what the disk is now; a live one is opened again. Raises EngineError."""
+        """Return what the disk is now; one that is live, or another, is opened again.
+
+        Raises EngineError.
+        """
         disk = self.open()
-        if self.image.live:
-            disk.renew()
-        else:
-            disk.info = disk.handle.info()
+        try:
+            if not self.image.live:
+                disk.info = disk.handle.info()
+            if self.image.live or disk.identity() != self.identity:
+                disk.renew()
+        except BaseException:
+            # Without a handle it is not open; the next who wants it opens it anew.
+            self.close()
+            raise
         self.identity = disk.identity()
         return self.identity
 
@@ -122,7 +140,7 @@ class ImageReader:
         """Begin a read; see ``AsyncEngine``."""
         try:
             self.open()
-        except VddkfsError as error:
+        except (VddkfsError, OSError, ValueError) as error:
             done(error)
             return
         self.flow.start(sector, into, done)
@@ -260,12 +278,21 @@ class VddkEngine:
         """Look at every image again, and open the live ones anew."""
         return tuple(image.renew() for image in self._images)
 
-    def statistics(self) -> Sequence[CallCount]:
-        """Return what each function of the library did so far."""
-        return tuple(
-            CallCount(name, one.count, one.failures, one.seconds, one.bytes)
-            for name, one in sorted(self.runtime.library.statistics().items())
+    def report(self) -> EngineReport:
+        """Return the transports in use, and what each function of the library did so far."""
+        open_disks = [image.disk for image in self._images if image.disk is not None]
+        return EngineReport(
+            transports=tuple(dict.fromkeys(disk.transport for disk in open_disks)),
+            calls=tuple(
+                CallCount(name, one.count, one.failures, one.seconds, one.bytes)
+                for name, one in sorted(self.runtime.library.statistics().items())
+            ),
         )
+
+    def complain(self, text: str) -> None:
+        """Say *text* now; what the library has printed goes first."""
+        self.runtime.say(logging.ERROR, text)
+        self.runtime.output.close()
 
     def fileno(self) -> int:
         """Return what becomes readable when a completion leaves something to do."""
@@ -293,6 +320,7 @@ class VddkEngine:
 def describe(config: VddkConfig, secret: int) -> Description:
     """Return what the images of *config* are, opened one after another. Raises EngineError."""
     runtime = Runtime(config, secret)
+    runtime.session_seconds = DESCRIBE_SESSION_SECONDS
     found = []
     transports = []
     try:

@@ -49,6 +49,9 @@ class Handle:
         self._completions = connection.library.completions
         self._pointer: Pointer | None = connection.open_raw(path, flags)
         self._capacity = -1
+        self._began = False
+        """Whether anything asynchronous was ever begun: the library may still be at the end of a
+        request whose completion has come."""
 
     def __enter__(self) -> "Handle":
         return self
@@ -76,7 +79,7 @@ class Handle:
         self._library.session_thread()
         if self._pointer is None:
             return
-        if self.under_way and self._native.has("Wait"):
+        if self._began and self._native.has("Wait"):
             try:
                 self.wait()
             except VixFailure as error:
@@ -211,6 +214,7 @@ class Handle:
         handle = self._handle
         buffer = self._buffer(count, memory, writable=name == "ReadAsync")
         release = partial(self._native.release, buffer)
+        self._began = True
         key = self._completions.add(Pending(PREFIX + name, id(self), count * SECTOR, done, release))
         try:
             code = self._native.begin(name, handle, start, count, buffer, key)

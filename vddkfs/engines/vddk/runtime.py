@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import resource
 import select
 import shutil
 import socket
@@ -28,13 +27,15 @@ from vddkfs.engines.vddk.codes import VixFailure
 from vddkfs.engines.vddk.kit import find_kit
 from vddkfs.engines.vddk.library import Library
 from vddkfs.engines.vddk.params import ConnectSpec, SessionCookie, UserPassword
-from vddkfs.engines.vddk.secrets import Credentials, read_credentials
+from vddkfs.engines.vddk.secrets import Credentials, leave_no_core, read_credentials
 from vddkfs.engines.vddk.slots import SessionSlots, VmLock
 from vddkfs.errors import EngineError
 from vddkfs.observe.redact import Redactor
 
 SESSION_SECONDS: Final = 20.0
 """How long a worker waits for one of the machine's sessions before the daemon hears of it."""
+DESCRIBE_SESSION_SECONDS: Final = 240.0
+"""The same where somebody waits for an answer about the disks: nobody asks again then."""
 SESSION_LOOK: Final = 0.1
 WORKER_FILE: Final = "worker.json"
 """In a worker's folder: its VddkConfig."""
@@ -55,8 +56,7 @@ class Runtime:
         self.config = config
         self._deferred: collections.deque[Callable[[], None]] = collections.deque()
         self.woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # From here on this process holds a secret, which a core file would hold too.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        leave_no_core()
         credentials = read_credentials(secret) if config.server else Credentials()
         self._credentials = credentials
         self.output = WorkerOutput(Redactor(credentials.secrets))
@@ -64,6 +64,7 @@ class Runtime:
         shared = Path(config.shared_directory)
         self._slots = SessionSlots(shared, config.server, config.max_sessions)
         self._lock = VmLock(shared, config.server, config.vmx_spec)
+        self.session_seconds = SESSION_SECONDS
         self._initialised = False
         self._uncleaned = False
         trace = self._trace if config.debug else None
@@ -209,18 +210,28 @@ class Runtime:
     def take_session(self) -> None:
         """Take one of the machine's sessions, waiting a while for whoever has one to spare.
 
-        Raises EngineError, to be tried again, if there is none.
+        Raises EngineError, to be tried again if others have them all.
         """
-        until = time.monotonic() + SESSION_SECONDS
-        while self.limits_sessions and not self._slots.take():
-            if time.monotonic() < until:
-                time.sleep(SESSION_LOOK)
-                continue
+        most, server = self.config.max_sessions, self.config.server
+        if self.limits_sessions and self._slots.held >= most:
             raise EngineError(
-                f"all {self.config.max_sessions} sessions of {self.config.server} are in use",
-                advice="wait, or raise max_sessions=",
-                retry="busy",
+                f"{len(self.config.images)} disks are read by one worker, each in a session of its "
+                f"own, and max_sessions={most} allows fewer",
+                advice="raise max_sessions=, or leave hotadd out of transports=",
             )
+        began = time.monotonic()
+        told = False
+        while self.limits_sessions and not self._slots.take():
+            if time.monotonic() - began > self.session_seconds:
+                raise EngineError(
+                    f"all {most} sessions of {server} are in use",
+                    advice="wait, or raise max_sessions=",
+                    retry="busy",
+                )
+            if not told:
+                told = True
+                self.say(logging.INFO, f"waiting for one of {most} sessions of {server}")
+            time.sleep(SESSION_LOOK)
 
     def give_session_back(self) -> None:
         """Let somebody else have the session."""

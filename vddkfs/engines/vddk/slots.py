@@ -8,7 +8,12 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from pathlib import Path
+from typing import Final
+
+_LOOKS: Final = 3
+_LOOK_SECONDS: Final = 0.002
 
 
 def _named(text: str) -> str:
@@ -68,7 +73,12 @@ class SessionSlots:
             return False
         fd = _open(self._folder / "waiting")
         try:
-            return not _lock(fd, fcntl.LOCK_EX)
+            for _ in range(_LOOKS):
+                if _lock(fd, fcntl.LOCK_EX):
+                    return False
+                # Somebody waits; or somebody else looks, who has the lock for a moment only.
+                time.sleep(_LOOK_SECONDS)
+            return True
         finally:
             os.close(fd)
 

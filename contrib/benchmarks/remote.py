@@ -1,0 +1,232 @@
+"""``contrib/benchmarks/run remote``: disks that VDDK reads, against what their profile can give."""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import remote_works
+from benchmarks.command import ROOT, say
+from benchmarks.figures import Figures, as_json, from_json, remote_goals
+from benchmarks.machine import REMOTE_TOOLS, describe, idleness, missing_tools
+from benchmarks.material import GIB, MIB, kept_in_memory, resident, warm
+from benchmarks.processes import BenchmarkError, descendants, end, end_all, supervised
+from benchmarks.remote_site import PROFILES, SESSIONS, Site
+from benchmarks.remote_systems import DEFAULT_LIMIT, LIMIT, PEERS, TITLES, make
+from benchmarks.remote_works import LIMIT_SECONDS, Remote
+from benchmarks.report import markdown, show
+from benchmarks.works import QUICK_PACE, Pace
+
+DESCRIPTION: Final = """\
+Measure mounts of a simulated server against the limit of each of its profiles, as a C client finds
+it in the same round, and against NBD with the same latency and bandwidth; then lost workers, and
+many mounts on few sessions. README.md in this folder tells how to read the figures.
+"""
+WORKS: Final = ("reads", "kill", "many")
+FULL_PACE: Final = Pace(random=4, ramp=1)
+_SPARE: Final = 2 * GIB
+"""Free space that is wanted besides the disk."""
+
+
+@dataclass
+class RemoteBench:
+    """One run."""
+
+    site: Site
+    mounts: Path
+    profiles: Sequence[str]
+    systems: Sequence[str]
+    rounds: int
+    quick: bool
+    figures: Figures = field(default_factory=Figures)
+    problems: list[str] = field(default_factory=list)
+
+    def run(self, works: Sequence[str]) -> None:
+        """Do the work; what fails is noted, and the rest goes on."""
+        if "reads" in works:
+            with kept_in_memory(self.site.material) as locked:
+                if not locked:
+                    say("may not mlock: the disk stays in the page cache if the kernel likes")
+                self._reads()
+        if "kill" in works:
+            for number in range(1, self.rounds + 1):
+                say(f"killed workers, round {number} of {self.rounds}")
+                self._try("killed workers", self._kills)
+        if "many" in works:
+            say("many mounts")
+            self.site.configure("nbdssl", f"sessions.limit = {SESSIONS}")
+            self._try(
+                "many mounts",
+                lambda: remote_works.many(self.figures, self.site, self.mounts),
+            )
+
+    def _reads(self) -> None:
+        # The first round of the first profile warms up; all others are like it.
+        for profile in self.profiles:
+            self.site.configure(profile)
+            for number in range(1 if self.quick else 0, self.rounds + 1):
+                for name in self.systems:
+                    self._one(profile, name, number)
+
+    def _one(self, profile: str, name: str, number: int) -> None:
+        figures = self.figures if number else None
+        pace = QUICK_PACE if self.quick else FULL_PACE
+        seconds = LIMIT_SECONDS / 4 if self.quick else LIMIT_SECONDS
+        this = Remote(self.site, profile, figures, pace, seconds)
+        if name == DEFAULT_LIMIT and not remote_works.has_own_limit(profile):
+            return
+        limit = name in (LIMIT, DEFAULT_LIMIT)
+        system = None if limit else make(name, self.mounts, self.site, profile)
+        if system is None and not limit:
+            return
+        say(f"{profile}, {f'round {number} of {self.rounds}' if number else 'warm-up'}: {name}")
+        warm(self.site.material)
+
+        def work() -> None:
+            if system is None:
+                remote_works.limits(this, name)
+                return
+            with system.serving(self.site.material) as served:
+                remote_works.reads(this, served)
+
+        self._try(f"{profile}, {name}", work)
+        cold = 1.0 - resident(self.site.material)
+        if cold > 0.005:
+            self._problem(f"{profile}, {name}: {cold:.1%} of the disk left the page cache")
+
+    def _kills(self) -> None:
+        self.site.configure("instant")
+        system = make("vddkfs", self.mounts, self.site, "instant")
+        assert system is not None
+        with system.serving(self.site.material) as served:
+            remote_works.kills(self.figures, served)
+
+    def _try(self, where: str, work: Callable[[], None]) -> None:
+        """Do *work*; note what fails, and what it leaves behind."""
+        try:
+            work()
+        except (BenchmarkError, OSError) as error:
+            self._problem(f"{where}: {error}")
+        for left in end_all(self.mounts, spare=[self.site.host]):
+            self._problem(f"{where}: left behind {left}")
+
+    def _problem(self, text: str) -> None:
+        say(f"PROBLEM: {text}")
+        if text not in self.problems:
+            self.problems.append(text)
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="contrib/benchmarks/run remote",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+
+    def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+        def parse(text: str) -> list[str]:
+            chosen = [name for name in text.split(",") if name]
+            for name in chosen:
+                if name not in known:
+                    raise argparse.ArgumentTypeError(f"{name}: known are {', '.join(known)}")
+            return [name for name in known if name in chosen]
+
+        return parse
+
+    def some(flag: str, known: Sequence[str], words: str) -> None:
+        all_of = ",".join(known)
+        add(flag, type=names(known), default=list(known), metavar="LIST", help=f"{words}: {all_of}")
+
+    work = Path("/var/tmp/vddkfs-benchmarks")
+    add("--work", type=Path, default=work, metavar="DIR", help="as in run (default: %(default)s)")
+    some("--profiles", PROFILES, "of the simulator")
+    some("--systems", list(TITLES), "what is compared")
+    some("--only", WORKS, "some of the work")
+    add("--rounds", type=int, metavar="N", help="after the warm-up (default: 3; quick: 1)")
+    add("--size", type=int, metavar="MIB", help="of the large disk (default: 1024; quick: 128)")
+    add("--quick", action="store_true", help="to see that all of it runs, not to measure")
+    add("--json", type=Path, metavar="FILE", help="write everything there")
+    add("--markdown", action="store_true", help="print the report for README.md")
+    add("--report", type=Path, metavar="FILE", help="measure nothing, report an earlier run's FILE")
+    arguments = parser.parse_args(words)
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
+    arguments.size = arguments.size or (128 if arguments.quick else 1024)
+    if arguments.rounds < 1 or arguments.size < 16:
+        parser.error("--rounds: at least 1; --size: at least 16")
+    return arguments
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    missing = missing_tools(REMOTE_TOOLS)
+    if missing:
+        raise BenchmarkError(missing)
+    idle = idleness()
+    if not idle["idle"]:
+        say(f"The machine is NOT IDLE ({idle['busy_percent']} % busy): the figures are noise.")
+        for one in idle["busiest"]:
+            say(f"  {one['percent_of_a_cpu']:3} % of a CPU: {one['command']}")
+    work = arguments.work.resolve()
+    capacity = arguments.size * MIB
+    begun = time.monotonic()
+    with supervised(work) as mounts, contextlib.ExitStack() as stack:
+        free = shutil.disk_usage(work).free
+        if free < capacity + _SPARE:
+            raise BenchmarkError(f"{work}: {free / GIB:.1f} GiB free are too few; see --work")
+        site = Site(work / "remote", capacity)
+        stack.callback(site.remove)
+        say("building the simulator, making its site")
+        site.make()
+        stack.enter_context(site.served(work / "host.log"))
+        # Before the host goes: whoever still reads would wait for it.
+        stack.callback(lambda: end([p for p in descendants(os.getpid()) if p != site.host]))
+        bench = RemoteBench(
+            site=site,
+            mounts=mounts,
+            profiles=arguments.profiles,
+            systems=arguments.systems,
+            rounds=arguments.rounds,
+            quick=arguments.quick,
+        )
+        bench.run(arguments.only)
+    peers = list(PEERS)
+    return {
+        "when": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "size": f"{arguments.size} MiB",
+        "rounds": bench.rounds,
+        "machine": describe(ROOT),
+        "before": idle,
+        "systems": {name: TITLES[name] for name in ["vddkfs", *TITLES] if name in bench.systems},
+        "figures": as_json(bench.figures),
+        "goals": [vars(goal) for goal in remote_goals(bench.figures, peers)],
+        "problems": bench.problems,
+    }
+
+
+def main(words: Sequence[str]) -> int:
+    """Run. Returns the exit code: 0 whatever the figures are."""
+    arguments = _arguments(words)
+    try:
+        if arguments.report:
+            result = json.loads(arguments.report.read_text())
+        else:
+            result = _measure(arguments)
+    except (BenchmarkError, OSError) as error:
+        say(f"contrib/benchmarks/run remote: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; everything that was started has been ended")
+        return 130
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    figures = from_json(result["figures"])
+    with contextlib.suppress(BrokenPipeError):
+        (markdown if arguments.markdown else show)(result, figures)
+    return 0
