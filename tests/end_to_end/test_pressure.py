@@ -37,7 +37,7 @@ def test_random_reads(agents: list[Agent], mount: Mounts, vm: Path, cache: str, 
         disk, flat = found.path(f"{name}/disk.raw"), str(vm / f"{name}-flat.vmdk")
         agent.send("hammer", disk, flat, number, READS)
     if kills:
-        found.expect("it ended unexpectedly; another takes over")
+        found.expect("it ended unexpectedly.*; another takes over")
     for number in range(kills):
         requests = found.worker(number % 2)["requests"]
         until(
