@@ -150,8 +150,12 @@ class WorkerClient(WorkerPort):
             shutil.rmtree(self.config.tmp_directory, ignore_errors=True)
 
     async def _back_off(self) -> None:
-        """Wait before the next process; what waits too long for it is given up meanwhile."""
-        until = trio.current_time() + self._backoff.seconds
+        """Wait before the next process; what waits too long for it is given up meanwhile.
+
+        Half of a request's budget at most, so that each is tried at least once.
+        """
+        seconds = min(self._backoff.seconds, self._patience.retry_budget / 2)
+        until = trio.current_time() + seconds
         while self._pending.waiting and (left := until - trio.current_time()) > 0:
             await trio.sleep(min(left, TICK))
             self._pending.expire()
