@@ -45,12 +45,18 @@ VixError required(const struct call *call, const void *pointer, const char *what
 
 /* ---- faults ---- */
 
-/* Writes over the head of the heap block behind one of our own: the allocator notices later, in
- * whatever code frees or allocates next. */
+/* Writes over the head of the heap block behind one of our own, as an overrun does; the allocator
+ * notices when that block is freed. Two blocks asked for in turn need not lie side by side in a heap
+ * that was used: blocks are asked for (and left, the process is to die) until two of them do. */
 __attribute__((noinline)) static void scribble(void)
 {
-    char *block = malloc(40), *neighbour = malloc(40);
-    volatile size_t behind = 40; /* or the compiler sees what is done here, and refuses */
+    enum { SIZE = 40, HEAD = 8, TRIES = 100000 };
+    volatile size_t behind = SIZE; /* or the compiler sees what is done here, and refuses */
+    char *block = malloc(SIZE), *neighbour = malloc(SIZE);
+    for (int i = 0; i < TRIES && block && neighbour && neighbour != block + SIZE + HEAD; i++) {
+        block = neighbour;
+        neighbour = malloc(SIZE);
+    }
     if (!block || !neighbour)
         return;
     for (size_t i = behind; i < behind + 32; i++)
