@@ -32,7 +32,7 @@ from vddkfs.disks.image import Image
 from vddkfs.disks.vm import Source
 from vddkfs.engines.base import EngineFacts, EngineReport, LinkIdentity
 from vddkfs.engines.client import WorkerClient
-from vddkfs.engines.config import EngineConfig, VddkConfig
+from vddkfs.engines.config import EngineConfig
 from vddkfs.engines.requests import Patience
 from vddkfs.errors import MountBusy, VddkfsError
 from vddkfs.fuse import session
@@ -123,10 +123,9 @@ class Daemon:
 
     def _patience(self, config: EngineConfig) -> Patience:
         """Return how long a worker is waited for; attaching a disk to a machine takes its time."""
-        hot_adds = isinstance(config, VddkConfig) and config.hot_adds
         return Patience(
             op_timeout=self._options.op_timeout,
-            open_timeout=_HOTADD_SECONDS if hot_adds else _OPEN_SECONDS,
+            open_timeout=_HOTADD_SECONDS if config.hot_adds else _OPEN_SECONDS,
             retry_budget=self._options.retry_budget,
             idle_timeout=self._options.idle_timeout,
         )
@@ -218,7 +217,7 @@ class Daemon:
 
         async with trio.open_nursery() as nursery:
             for client in clients:
-                if isinstance(client.config, VddkConfig):
+                if client.config.uses_library:
                     nursery.start_soon(ask, client)
         return found
 

@@ -210,14 +210,26 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> int:
     """Run. Returns the exit code: 0 whatever the figures are."""
-    arguments = _arguments(words)
+    return carry_out("contrib/benchmarks/run", _arguments(words), _measure)
+
+
+def carry_out(
+    name: str,
+    arguments: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+) -> int:
+    """Measure, or take an earlier result, and show it; return the exit code of the command *name*.
+
+    *arguments* say where the result is from (``report``) and where it goes (``json``,
+    ``markdown``).
+    """
     try:
         if arguments.report:
             result = json.loads(arguments.report.read_text())
         else:
-            result = _measure(arguments)
+            result = measure(arguments)
     except (BenchmarkError, OSError) as error:
-        say(f"contrib/benchmarks/run: {error}")
+        say(f"{name}: {error}")
         return 1
     except KeyboardInterrupt:
         say("interrupted; everything that was started has been ended")

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -12,15 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import remote_works
-from benchmarks.command import ROOT, say
-from benchmarks.figures import Figures, as_json, from_json, remote_goals
+from benchmarks.command import ROOT, carry_out, say
+from benchmarks.figures import Figures, as_json, remote_goals
 from benchmarks.machine import REMOTE_TOOLS, describe, idleness, missing_tools
 from benchmarks.material import GIB, MIB, kept_in_memory, resident, warm
 from benchmarks.processes import BenchmarkError, descendants, end, end_all, supervised
 from benchmarks.remote_site import PROFILES, SESSIONS, Site
 from benchmarks.remote_systems import DEFAULT_LIMIT, LIMIT, PEERS, TITLES, make
 from benchmarks.remote_works import LIMIT_SECONDS, Remote
-from benchmarks.report import markdown, show
 from benchmarks.works import QUICK_PACE, Pace
 
 DESCRIPTION: Final = """\
@@ -212,21 +210,4 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> int:
     """Run. Returns the exit code: 0 whatever the figures are."""
-    arguments = _arguments(words)
-    try:
-        if arguments.report:
-            result = json.loads(arguments.report.read_text())
-        else:
-            result = _measure(arguments)
-    except (BenchmarkError, OSError) as error:
-        say(f"contrib/benchmarks/run remote: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; everything that was started has been ended")
-        return 130
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    figures = from_json(result["figures"])
-    with contextlib.suppress(BrokenPipeError):
-        (markdown if arguments.markdown else show)(result, figures)
-    return 0
+    return carry_out("contrib/benchmarks/run remote", _arguments(words), _measure)

@@ -142,7 +142,7 @@ class Disk:
         """Say whether an image has become another disk, and make its open files stale if so."""
         for number, found in sorted(now.items()):
             was = self._identities[number]
-            change = was.replaced_by(found) if number == self.live else was.difference(found)
+            change = was.change_to(found, number == self.live)
             if change:
                 log.error(
                     "disk %s: link %d (%s) changed under the mount: %s; files that are open on "

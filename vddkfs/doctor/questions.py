@@ -31,6 +31,7 @@ from vddkfs.engines.vddk.connection import Connection
 from vddkfs.engines.vddk.kit import find_kit
 from vddkfs.engines.vddk.layouts import MIN_CHUNK, OpenFlag
 from vddkfs.engines.vddk.library import Library
+from vddkfs.engines.vddk.messages import LEVELS
 from vddkfs.engines.vddk.native import Pointer
 from vddkfs.engines.vddk.params import ConnectSpec, SessionCookie, UserPassword
 from vddkfs.engines.vddk.secrets import Credentials, leave_no_core, read_credentials
@@ -345,7 +346,7 @@ def main(arguments: list[str]) -> int:
         os._exit(0)
     output = WorkerOutput(redactor)
     bench = Bench(job, credentials, tell)
-    bench.say = lambda level, text: output.say(_LEVELS.get(level, logging.INFO), text)
+    bench.say = lambda level, text: output.say(LEVELS.get(level, logging.INFO), text)
     code = 0
     try:
         QUESTIONS[job.question].ask(bench)
@@ -365,14 +366,6 @@ def _tell_error(tell: Callable[[str, Any], None], error: VddkfsError) -> None:
     tell("error", f"{error.message} ({error.cause})" if error.cause else error.message)
     tell("advice", error.advice)
 
-
-_LEVELS: Final = {
-    "critical": logging.ERROR,
-    "error": logging.ERROR,
-    "warning": logging.WARNING,
-    "info": logging.INFO,
-    "debug": logging.DEBUG,
-}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

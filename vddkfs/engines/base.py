@@ -88,6 +88,10 @@ class LinkIdentity(msgspec.Struct, frozen=True):
             return f"it had {len(self.files)} files and has {len(other.files)}"
         return ""
 
+    def change_to(self, other: "LinkIdentity", live: bool) -> str:
+        """Say how *other* is not what was mounted, or "": a *live* link may be written."""
+        return self.replaced_by(other) if live else self.difference(other)
+
     def difference(self, other: "LinkIdentity") -> str:
         """Say the first difference to *other* in words, or "" when they are equal."""
         replaced = self.replaced_by(other)
@@ -171,6 +175,26 @@ class MapSlice(msgspec.Struct, frozen=True, array_like=True):
 
     extents: tuple[MapExtent, ...]
     next_sector: int
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What was done about old content in one *place* (see ``vddkfs.cache.coherence``), and to what.
+
+    *done* is False where old content may be left. *told* says what was done, or why it was not.
+    """
+
+    place: str
+    subject: str
+    told: str
+    seconds: float
+    done: bool = True
+
+
+class Renewal(msgspec.Struct, frozen=True):
+    """What an engine did to know nothing of before, and what its images are now."""
+
+    identities: tuple[LinkIdentity, ...]
+    steps: tuple[Step, ...]
 
 
 Done = Callable[[Exception | None], None]

@@ -111,7 +111,7 @@ class WorkerClient(WorkerPort):
 
         Disks that it attached to this machine would stay attached.
         """
-        return isinstance(self.config, VddkConfig) and self.config.hot_adds
+        return self.config.hot_adds
 
     def stop(self) -> None:
         """Have ``run``, when it is cancelled, end the process in good order and not by force."""
@@ -330,7 +330,7 @@ class WorkerClient(WorkerPort):
         """Fail what waits with *error*, and do not log in again for each that is asked now."""
         self._pending.fail_all(error)
         self._pending.charge()
-        if isinstance(self.config, VddkConfig):
+        if self.config.uses_library:
             self._slow_down(backoff.REFUSED)
 
     def _slow_down(self, first: float = backoff.SHORTEST) -> None:

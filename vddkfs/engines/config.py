@@ -1,5 +1,7 @@
 """What a worker opens: the body of OPEN, one struct for each engine."""
 
+from typing import ClassVar
+
 import msgspec
 
 
@@ -13,6 +15,9 @@ class VmdkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
     links: tuple[bytes, ...]
     follow_any: bool = False
     table_cache_bytes: int = 8 * 1024 * 1024
+
+    hot_adds: ClassVar[bool] = False
+    uses_library: ClassVar[bool] = False
 
 
 class VddkImage(msgspec.Struct, frozen=True):
@@ -55,6 +60,10 @@ class VddkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vddk"):
     shared_directory: str = ""
     max_sessions: int = 0
     debug: bool = False
+
+    uses_library: ClassVar[bool] = True
+    """Whether somebody else's library reads: it begins once in a process, may write to memory late,
+    and talks to servers that count logins."""
 
     @property
     def hot_adds(self) -> bool:

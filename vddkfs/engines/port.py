@@ -11,7 +11,7 @@ import trio
 
 from vddkfs.engines import protocol
 from vddkfs.engines.base import EngineReport, LinkIdentity, MapSlice
-from vddkfs.engines.config import EngineConfig, VddkConfig
+from vddkfs.engines.config import EngineConfig
 from vddkfs.engines.pending import Pending
 from vddkfs.engines.protocol import MapQuery, Op
 from vddkfs.engines.requests import (
@@ -35,7 +35,7 @@ class WorkerPort:
         self.name = name
         self.config = config
         self._patience = patience
-        self._pending = Pending(name, patience, writes_late=isinstance(config, VddkConfig))
+        self._pending = Pending(name, patience, writes_late=config.uses_library)
         self._chunks: dict[int, tuple[int, int]] = {}
         """What is lent: the memfd and its bytes, by number."""
         self._report: Call | None = None
@@ -100,8 +100,8 @@ class WorkerPort:
         What it keeps of a live link (tables, a handle) is dropped.
         """
         # A remote disk may have to be opened anew for that.
-        remote = isinstance(self.config, VddkConfig)
-        seconds = self._patience.open_timeout if remote else self._patience.op_timeout
+        patience = self._patience
+        seconds = patience.open_timeout if self.config.uses_library else patience.op_timeout
         call = Call(Op.REVALIDATE, seconds)
         return await self._ask(call, protocol.decode_identities)
 
@@ -130,7 +130,7 @@ class WorkerPort:
         Raises the engine's error; the process, which has no chain then, is given up in good order.
         VMware's library begins only once in a process: there a look opens anew what has changed.
         """
-        if isinstance(self.config, VddkConfig):
+        if self.config.uses_library:
             return await self.revalidate()
         call = Call(Op.OPEN, self._patience.open_timeout, protocol.encode(self.config))
         try:

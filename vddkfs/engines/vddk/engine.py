@@ -13,7 +13,6 @@ is opened again when it is read, and has to be the same disk then.
 
 import logging
 import math
-import mmap
 import os
 import time
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from vddkfs.engines.vddk.codes import RetryClass, VixFailure
 from vddkfs.engines.vddk.flow import Flow, Piece
 from vddkfs.engines.vddk.layouts import MAX_CHUNKS, MIN_CHUNK
 from vddkfs.engines.vddk.runtime import DESCRIBE_SESSION_SECONDS, Runtime
-from vddkfs.engines.vddk.session import OpenDisk, open_disk
+from vddkfs.engines.vddk.session import OpenDisk, aligned_sector, open_disk
 from vddkfs.errors import EngineError, VddkfsError
 
 MAX_TRIES: Final = 6
@@ -45,6 +44,8 @@ _QUERY_SECONDS: Final = 0.2
 _FINE_MAP_SECTORS: Final = 32 * 1024 * 1024 * 1024 // SECTOR
 """Larger disks are mapped by the MiB: the library takes its time for each chunk."""
 _COARSE_CHUNK: Final = 2048
+_FEWEST_CHUNKS: Final = 64
+"""Of one query, however slow the library is or however scattered the data are."""
 _LOOK: Final = 1.0
 """Seconds between looks whether somebody waits for a session, while one is held."""
 
@@ -55,9 +56,9 @@ class ImageReader:
     *wake* has ``tick`` called on the main thread.
     """
 
-    def __init__(self, runtime: Runtime, config: VddkConfig, image: VddkImage) -> None:
+    def __init__(self, runtime: Runtime, image: VddkImage) -> None:
         self.runtime = runtime
-        self.config = config
+        self.config = runtime.config
         self.image = image
         self.flow = Flow(self._issue, runtime.wake)
         self.disk: OpenDisk | None = None
@@ -65,7 +66,7 @@ class ImageReader:
         self.last_used = time.monotonic()
         self._last_moved = self.last_used
         """When the server heard of the disk last, for its readers or to be kept alive."""
-        self._keepalive = memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:SECTOR]
+        self._keepalive = aligned_sector()
         self._chunks_at_once = 4096
 
     def open(self) -> OpenDisk:
@@ -83,7 +84,7 @@ class ImageReader:
     def _opened(self) -> OpenDisk:
         disk = open_disk(
             self.runtime.library,
-            self.runtime.spec(self.config, self.image),
+            self.runtime.spec(self.image),
             self.image,
             self.runtime.say,
             san_check=self.config.san_check,
@@ -98,10 +99,7 @@ class ImageReader:
         return disk
 
     def _compare(self, found: LinkIdentity) -> None:
-        was = self.identity
-        change = was.difference(found) if was is not None and not self.image.live else ""
-        if was is not None and self.image.live:
-            change = was.replaced_by(found)
+        change = self.identity.change_to(found, self.image.live) if self.identity else ""
         if change:
             # The daemon looks at the identities whenever a worker has opened its disks.
             raise EngineError(
@@ -184,7 +182,7 @@ class ImageReader:
         error.sector = piece.sector
         if error.retry_class is RetryClass.SMALLER and piece.tries < MAX_TRIES:
             self.runtime.say(logging.INFO, f"asking again: {error}")
-            self.flow.refused(piece, shrink=True)
+            self.flow.refused(piece)
         else:
             self.flow.ended(piece, error)
 
@@ -205,8 +203,12 @@ class ImageReader:
         if took < _QUERY_SECONDS / 2:
             self._chunks_at_once = min(MAX_CHUNKS, self._chunks_at_once * 2)
         elif took > _QUERY_SECONDS:
-            self._chunks_at_once = max(64, self._chunks_at_once // 2)
-        return _slice(sector, stop, blocks, limit)
+            self._chunks_at_once = max(_FEWEST_CHUNKS, self._chunks_at_once // 2)
+        part = _slice(sector, stop, blocks, limit)
+        if part.next_sector < stop:
+            # What is over the limit was asked for in vain.
+            self._chunks_at_once = max(_FEWEST_CHUNKS, (part.next_sector - sector) // chunk)
+        return part
 
     # Time.
 
@@ -245,7 +247,7 @@ class VddkEngine:
 
     def __init__(self, config: VddkConfig, secret: int) -> None:
         self.runtime = Runtime(config, secret)
-        self._images = [ImageReader(self.runtime, config, image) for image in config.images]
+        self._images = [ImageReader(self.runtime, image) for image in config.images]
         try:
             for image in self._images:
                 image.open()
@@ -325,7 +327,7 @@ def describe(config: VddkConfig, secret: int) -> Description:
     transports = []
     try:
         for image in config.images:
-            reader = ImageReader(runtime, config, image)
+            reader = ImageReader(runtime, image)
             disk = reader.open()
             found.append(disk.describe())
             transports.append(disk.transport)

@@ -69,7 +69,6 @@ class Flow:
         self._came_back = 0
         self.window = LARGEST_WINDOW
         self.piece = LARGEST_PIECE
-        self.refusals = 0
 
     @property
     def busy(self) -> bool:
@@ -135,15 +134,13 @@ class Flow:
         if waiting:
             self._wake()
 
-    def refused(self, piece: Piece, shrink: bool) -> None:
-        """Have a piece asked for again after a pause; *shrink*: the host had no memory for it."""
+    def refused(self, piece: Piece) -> None:
+        """Have a piece that the host had no memory for asked for again after a pause."""
         with self._lock:
             self._back(piece)
-            if shrink:
-                self.refusals += 1
-                self.window = max(SMALLEST_PIECE, self.window // 2)
-                self.piece = max(SMALLEST_PIECE, self.piece // 2)
-                self._came_back = 0
+            self.window = max(SMALLEST_PIECE, self.window // 2)
+            self.piece = max(SMALLEST_PIECE, self.piece // 2)
+            self._came_back = 0
             pause = min(LONGEST_PAUSE, piece.pause * 2 or PAUSE)
             at = time.monotonic() + pause
             for part in self._parts(piece):
@@ -174,18 +171,3 @@ class Flow:
             self._came_back = 0
             self.window = min(LARGEST_WINDOW, self.window + self.window // 2)
             self.piece = min(LARGEST_PIECE, self.piece * 2, self.window)
-
-    def fail(self, error: Exception) -> None:
-        """End everything that is not in flight with *error*."""
-        with self._lock:
-            pieces = [*self._queue, *(piece for _, piece in self._refused)]
-            self._queue.clear()
-            self._refused.clear()
-            ended = []
-            for piece in pieces:
-                piece.read.left -= 1
-                piece.read.error = piece.read.error or error
-                if piece.read.left == 0:
-                    ended.append(piece.read)
-        for read in ended:
-            read.done(read.error)

@@ -6,6 +6,7 @@ process's end. Nothing that happens here reaches the library, and nothing here c
 Secrets are not removed here: whoever receives the lines redacts them (K07).
 """
 
+import logging
 import re
 import threading
 import time
@@ -19,6 +20,15 @@ LogSink = Callable[[str, str], None]
 
 It comes on whatever thread the library logs on, and must not call VDDK. What it raises is dropped.
 """
+
+LEVELS: Final = {
+    "critical": logging.ERROR,
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+"""The levels that a LogSink is told, as those of ``logging``."""
 
 REFUSAL_SECONDS: Final = 5.0
 """How long a refusal of memory in the log is held to explain a failure."""

@@ -26,6 +26,7 @@ from vddkfs.engines.vddk import configuration
 from vddkfs.engines.vddk.codes import VixFailure
 from vddkfs.engines.vddk.kit import find_kit
 from vddkfs.engines.vddk.library import Library
+from vddkfs.engines.vddk.messages import LEVELS
 from vddkfs.engines.vddk.params import ConnectSpec, SessionCookie, UserPassword
 from vddkfs.engines.vddk.secrets import Credentials, leave_no_core, read_credentials
 from vddkfs.engines.vddk.slots import SessionSlots, VmLock
@@ -40,13 +41,6 @@ SESSION_LOOK: Final = 0.1
 WORKER_FILE: Final = "worker.json"
 """In a worker's folder: its VddkConfig."""
 _CONFIGURATION: Final = "vddk.conf"
-_LEVELS: Final = {
-    "critical": logging.ERROR,
-    "error": logging.ERROR,
-    "warning": logging.WARNING,
-    "info": logging.INFO,
-    "debug": logging.DEBUG,
-}
 
 
 class Runtime:
@@ -91,7 +85,7 @@ class Runtime:
         self.output.say(level, text)
 
     def _heard(self, level: str, text: str) -> None:
-        self.output.say(_LEVELS.get(level, logging.INFO), f"VDDK: {text}")
+        self.output.say(LEVELS.get(level, logging.INFO), f"VDDK: {text}")
 
     def _clean(self, text: str) -> str:
         return self.output.redactor.redact(text)
@@ -194,9 +188,9 @@ class Runtime:
             nfc_port=config.nfc_port,
         )
 
-    def spec(self, config: VddkConfig, image: VddkImage) -> ConnectSpec:
+    def spec(self, image: VddkImage) -> ConnectSpec:
         """Return how *image* is connected to."""
-        if not config.server:
+        if not self.config.server:
             return ConnectSpec()
         return dataclasses.replace(self._spec(), snapshot=image.snapshot)
 

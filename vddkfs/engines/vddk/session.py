@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from vddkfs.engines.base import LinkIdentity, LinkInfo
+from vddkfs.engines.base import SECTOR, LinkIdentity, LinkInfo
 from vddkfs.engines.config import VddkImage
 from vddkfs.engines.vddk.codes import RetryClass, VixFailure
 from vddkfs.engines.vddk.connection import Connection
@@ -25,7 +25,7 @@ from vddkfs.engines.vddk.layouts import MIN_CHUNK, OpenFlag
 from vddkfs.engines.vddk.library import Library
 from vddkfs.engines.vddk.native import DiskInfo
 from vddkfs.engines.vddk.params import ConnectSpec
-from vddkfs.errors import EngineError
+from vddkfs.errors import EngineError, Retry
 
 Say = Callable[[int, str], None]
 """Told what the operator should know: a level of ``logging``, and the text."""
@@ -48,24 +48,30 @@ class OpenDisk:
         [self.transport] = spec.transports or ("file",)
         self.connection = Connection(library, spec)
         try:
-            self.handle = Handle(
-                self.connection, image.path, _flags(self.transport, self.compression)
-            )
-            try:
-                mode = self.handle.transport_mode()
-                if mode != self.transport:
-                    raise EngineError(
-                        f"{image.path}: VDDK opened it over {mode} and not over {self.transport}",
-                        advice=f"add {mode} to transports= if that will do",
-                    )
-                self.info: DiskInfo = self.handle.info()
-                self.metadata = self.handle.metadata()
-            except BaseException:
-                self._close_handle()
-                raise
+            self._open_handle()
         except BaseException:
             with contextlib.suppress(VixFailure):
                 self.connection.disconnect()
+            raise
+
+    def _open_handle(self, retry: Retry = "") -> None:
+        """Open the disk; *retry* is what an open over another transport is worth."""
+        flags = _flags(self.transport, self.compression)
+        self.handle = Handle(self.connection, self.image.path, flags)
+        try:
+            mode = self.handle.transport_mode()
+            if mode != self.transport:
+                raise EngineError(
+                    f"{self.image.path}: VDDK opened it over {mode} and not over {self.transport}",
+                    advice=f"add {mode} to transports= if that will do",
+                    retry=retry,
+                )
+            self.info: DiskInfo = self.handle.info()
+            self.metadata = self.handle.metadata()
+            if self.transport == "san":
+                self.prove()
+        except BaseException:
+            self._close_handle()
             raise
 
     def close(self) -> None:
@@ -81,19 +87,7 @@ class OpenDisk:
     def renew(self) -> None:
         """Open the disk again on the same connection: nothing that VDDK knew of it is kept."""
         self._close_handle()
-        self.handle = Handle(
-            self.connection, self.image.path, _flags(self.transport, self.compression)
-        )
-        mode = self.handle.transport_mode()
-        if mode != self.transport:
-            self._close_handle()
-            raise EngineError(
-                f"{self.image.path}: VDDK opened it again over {mode}", retry="reconnect"
-            )
-        self.info = self.handle.info()
-        self.metadata = self.handle.metadata()
-        if self.transport == "san":
-            self.prove()
+        self._open_handle(retry="reconnect")
 
     def identity(self) -> LinkIdentity:
         """Return what must stay equal while the disk is mounted."""
@@ -143,7 +137,7 @@ class OpenDisk:
             with contextlib.suppress(VixFailure, EngineError):
                 blocks = self.handle.query_allocated(0, min(whole, MIN_CHUNK * 8192))
                 sector = blocks[0][0] if blocks else 0
-        self.handle.read(sector, 1, memoryview(_aligned_sector()))
+        self.handle.read(sector, 1, aligned_sector())
 
 
 def open_disk(
@@ -161,7 +155,7 @@ def open_disk(
     network.
     """
     if not spec.server:
-        return OpenDisk(library, dataclasses.replace(spec, transports=()), image)
+        return OpenDisk(library, spec, image)
     offered = library.transports()
     failure: EngineError | None = None
     for transport in spec.transports:
@@ -173,12 +167,6 @@ def open_disk(
         try:
             alone = dataclasses.replace(spec, transports=(transport,))
             disk = OpenDisk(library, alone, image, compression)
-            try:
-                if transport == "san":
-                    disk.prove()
-            except BaseException:
-                disk.close()
-                raise
         except EngineError as error:
             if not _may_differ(error, transport):
                 raise
@@ -222,5 +210,6 @@ def _flags(transport: str, compression: str) -> OpenFlag:
     return OpenFlag.READ_ONLY
 
 
-def _aligned_sector() -> memoryview:
-    return memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:512]
+def aligned_sector() -> memoryview:
+    """Return memory of one sector that unbuffered reads can go to."""
+    return memoryview(mmap.mmap(-1, mmap.PAGESIZE))[:SECTOR]
