@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from tests.observe.test_summary import STATUS
 from tests.test_source import make_disk
 from vddkfs import __version__
 from vddkfs.cli import COMMANDS, main
-from vddkfs.commands import info, status
+from vddkfs.commands import status
 from vddkfs.errors import ALL_ERRORS, BadMountpoint, VddkfsError
 from vddkfs.fuse import session
+from vddkfs.observe.summary import human
 from vddkfs.options import OPTIONS
 
 Output = pytest.CaptureFixture[str]
@@ -63,6 +65,9 @@ def test_it_is_called_as_mount_calls_it(
         ["info", "a", "b"],
         ["umount"],
         ["status", "--json"],
+        ["status", "--watch"],
+        ["status", "--watch", "5"],
+        ["status", "--watch", "--json", "/mnt/web"],
         ["--dance"],
     ],
 )
@@ -206,34 +211,7 @@ def test_info_tells_of_a_bad_option_before_it_looks(capsys: Output) -> None:
     ],
 )
 def test_sizes_are_told_as_a_person_reads_them(count: int, expected: str) -> None:
-    assert info.human(count) == expected
-
-
-WORKER = {
-    "name": "web",
-    "pid": 77,
-    "state": "serving",
-    "requests": 10,
-    "in_flight": 1,
-    "queued": 2,
-    "oldest_request": 3.21,
-    "restarts": 4,
-    "resent": 5,
-    "errors": 6,
-    "last_errors": ["12:00:00 torn grain"],
-}
-STATUS = {
-    "vddkfs": "1.0",
-    "pid": 70,
-    "source": "/vms/web",
-    "mountpoint": "/mnt/web",
-    "uptime": 12.3,
-    "open_files": 2,
-    "cache": {"size": 4096, "limit": 2**28, "hits": 1, "misses": 2, "prefetched": 3},
-    "disks": [{"name": "web", "capacity": 2**30, "links": 2, "workers": [WORKER]}],
-    "log": "/var/log/vddkfs",
-    "warnings": ["careful"],
-}
+    assert human(count) == expected
 
 
 @pytest.mark.parametrize("name", ["web", "caf\udce9"])
@@ -248,6 +226,41 @@ def test_status_prints_what_the_daemon_says(
         assert text in out
     assert main(["status", "--json", "/mnt/web"]) == 0
     assert json.loads(capsys.readouterr().out) == found
+
+
+def test_status_prints_the_metrics(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    text = '# HELP x y\nx{disk="a"} 1.0\n'
+    answers = {"metrics": {"metrics": text}}
+    monkeypatch.setattr(status, "ask", lambda mountpoint, command: answers[command])
+    assert main(["status", "/mnt/web", "--metrics"]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        (["/mnt/web", "--watch"], 1.0),
+        (["--watch", "/mnt/web"], 1.0),
+        (["--watch", "0.5", "/mnt/web"], 0.5),
+        (["--watch=7", "/mnt/web"], 7.0),
+        (["/mnt/web", "--watch", "3600"], 3600.0),
+    ],
+)
+def test_watch_may_have_its_seconds_or_not(
+    words: list[str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[str, float]] = []
+    monkeypatch.setattr(
+        status, "watch", lambda place, every, look: called.append((place, every)) or 0
+    )
+    assert main(["status", *words]) == 0
+    assert called == [("/mnt/web", seconds)]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "1e9", "soon"])
+def test_watch_takes_no_other_seconds(seconds: str, capsys: Output) -> None:
+    assert main(["status", "/mnt/web", f"--watch={seconds}"]) == 2
+    assert "0.1 to 3600 seconds" in capsys.readouterr().err
 
 
 def test_status_tells_a_refusal(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:

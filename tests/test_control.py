@@ -16,8 +16,8 @@ import trio
 import trio.testing
 
 from vddkfs import control
-from vddkfs.control import ControlServer, ask
-from vddkfs.errors import NotMounted
+from vddkfs.control import ControlServer, Question, ask
+from vddkfs.errors import MountBusy, NotMounted, UsageError
 
 SECONDS = 10.0
 
@@ -32,6 +32,11 @@ async def broken(request: dict[str, Any]) -> dict[str, Any]:
     raise KeyError("oops")
 
 
+async def refused(request: dict[str, Any]) -> dict[str, Any]:
+    """Fail as was to be expected."""
+    raise MountBusy("web: busy", advice="try again")
+
+
 async def never(request: dict[str, Any]) -> dict[str, Any]:
     """Answer never."""
     await trio.sleep_forever()
@@ -42,7 +47,8 @@ async def never(request: dict[str, Any]) -> dict[str, Any]:
 async def serving(folder: Path) -> AsyncIterator[Path]:
     path = folder / "control.sock"
     async with trio.open_nursery() as nursery:
-        server = ControlServer(path, {"status": status, "never": never, "broken": broken})
+        handlers = {"status": status, "never": never, "broken": broken, "refused": refused}
+        server = ControlServer(path, handlers)
         await nursery.start(server.run)
         yield path
         nursery.cancel_scope.cancel()
@@ -166,6 +172,13 @@ async def test_a_command_with_a_bug_says_so_and_ends_nothing(
     assert "KeyError: 'oops'" in caplog.text
 
 
+async def test_a_command_that_is_refused_tells_why_and_with_which_code(tmp_path: Path) -> None:
+    async with serving(tmp_path) as path:
+        answer = json.loads(await send(path, b'{"command": "refused"}\n', end=False))
+        assert answer == {"error": "web: busy; try again", "exit_code": MountBusy.exit_code}
+        assert await works(path)
+
+
 async def test_the_socket_of_a_later_mount_at_the_same_place_stays(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         async with serving(tmp_path) as path:
@@ -253,6 +266,21 @@ async def test_ask_sends_the_command_and_returns_the_answer(place: Path) -> None
 def test_ask_tells_that_there_is_no_mount(place: Path) -> None:
     with pytest.raises(NotMounted, match="/mnt/web: no vddkfs mount there"):
         ask("/mnt/web", "status")
+
+
+async def test_an_answer_may_be_waited_for_by_whoever_asked(place: Path) -> None:
+    async with serving(place):
+        question = Question("/mnt/web", "status", n=2)
+        try:
+            await trio.lowlevel.wait_readable(question.fileno())
+            assert question.answer()["asked"] == {"command": "status", "n": 2}
+        finally:
+            question.close()
+
+
+def test_a_question_that_is_too_long_is_not_asked(place: Path) -> None:
+    with pytest.raises(UsageError, match="too many names"):
+        Question("/mnt/web", "status", names=["x" * 1000] * 70)
 
 
 @pytest.mark.parametrize("answer", [b"", b"no JSON\n", b'{"cut'])

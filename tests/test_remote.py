@@ -1,13 +1,16 @@
 """A vddk:// SOURCE: what it names, and which of its links are one disk."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vddkfs.engines.base import LinkIdentity, LinkInfo
-from vddkfs.engines.config import VddkImage
-from vddkfs.errors import UnsupportedFormat, UsageError
-from vddkfs.remote import RemoteChain, group, parse_remote, readable
+from vddkfs.engines.config import VddkConfig, VddkImage
+from vddkfs.errors import EngineError, UnsupportedFormat, UsageError
+from vddkfs.options import parse_options
+from vddkfs.remote import RemoteChain, group, open_remote, parse_remote, readable
 
 BASE = "[ds 1] web01/web01.vmdk"
 DELTA = "[ds 1] web01/web01-000001.vmdk"
@@ -115,6 +118,24 @@ def test_k03_a_datastore_with_an_at_is_refused_before_any_vddk_call() -> None:
 def test_a_vm_by_its_name_is_for_another_release(url: str) -> None:
     with pytest.raises(UnsupportedFormat):
         parse_remote(url)
+
+
+def test_what_is_said_of_san_devices_reaches_the_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[VddkConfig] = []
+
+    def refuse(config: VddkConfig, *_: object) -> None:
+        asked.append(config)
+        raise EngineError("it is not opened")
+
+    monkeypatch.setattr("vddkfs.remote.state_folder", lambda create=False: tmp_path)
+    monkeypatch.setattr("vddkfs.remote.describe_images", refuse)
+    for words in ([], ["san_devices=/dev/dm-3:/dev/sdb", "drop_caches=yes"]):
+        with pytest.raises(EngineError, match="it is not opened"):
+            open_remote("vddk:///vms/web01.vmdk", parse_options(words))
+    assert [config.san_devices for config in asked] == [(), ("/dev/dm-3", "/dev/sdb")]
+    assert [config.drop_caches for config in asked] == [False, True]
 
 
 def test_a_link_without_a_snapshot_is_readable_only_at_the_end_of_its_disk() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from vddkfs import __version__
-from vddkfs.commands import cleanup, doctor, info, mount, status, umount
+from vddkfs.commands import cleanup, doctor, info, invalidate, mount, status, umount
 from vddkfs.errors import ALL_ERRORS, EXIT_BUG, EXIT_OK, UsageError, VddkfsError
 
 COMMANDS: Final = {
@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "umount": umount,
     "info": info,
     "status": status,
+    "invalidate": invalidate,
     "doctor": doctor,
     "cleanup": cleanup,
 }

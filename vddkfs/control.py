@@ -1,7 +1,8 @@
 """The control socket: commands to a running mount, never through the mount itself.
 
-A request is one line of JSON, ``{"command": ...}``; the answer is one line of JSON. The socket is
-0600, and the peer's user id is compared as well.
+A request is one line of JSON, ``{"command": ...}``; the answer is one line of JSON, with ``error``
+in it, and for an expected failure its ``exit_code``, where the command failed. The socket is 0600,
+and the peer's user id is compared as well.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import trio
 
-from vddkfs.errors import NotMounted
+from vddkfs.errors import NotMounted, UsageError, VddkfsError
 from vddkfs.state import canonical, socket_path
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class ControlServer:
             return {"error": "an unknown command"}
         try:
             return await handler(request)
+        except VddkfsError as error:
+            return {"error": str(error), "exit_code": error.exit_code}
         except Exception as error:
             log.exception("a bug in vddkfs: the command %s failed", request["command"])
             return {"error": f"a bug in vddkfs: {error!r}"}
@@ -105,21 +108,57 @@ async def _line(connection: trio.socket.SocketType) -> bytes:
     return data
 
 
+class Question:
+    """A command that the daemon of *mountpoint* has been sent, and has not answered yet.
+
+    *mountpoint* is canonical, and not touched. Raises NotMounted where nobody takes the command,
+    UsageError where it is too long. An answer that may take a while is waited for by ``fileno``.
+    """
+
+    def __init__(self, mountpoint: str, command: str, **arguments: Any) -> None:
+        self.mountpoint = mountpoint
+        request = json.dumps({"command": command, **arguments}).encode() + b"\n"
+        if len(request) > _LONGEST:
+            raise UsageError("too many names for one command", advice="name their folder")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(2 * _SECONDS)
+        try:
+            self._socket.connect(str(socket_path(mountpoint)))
+            self._socket.sendall(request)
+        except OSError as error:
+            self.close()
+            raise self._unanswered(error) from error
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when the answer is there."""
+        return self._socket.fileno()
+
+    def answer(self) -> dict[str, Any]:
+        """Wait a little for the answer, and return it. Raises NotMounted."""
+        try:
+            with self._socket.makefile("rb") as answer:
+                return dict(json.loads(answer.readline()))
+        except (OSError, ValueError) as error:
+            raise self._unanswered(error) from error
+
+    def close(self) -> None:
+        """Wait no longer; the daemon goes on with what it was asked for."""
+        self._socket.close()
+
+    def _unanswered(self, error: Exception) -> NotMounted:
+        if isinstance(error, FileNotFoundError):
+            return NotMounted(f"{self.mountpoint}: no vddkfs mount there")
+        return NotMounted(
+            f"{self.mountpoint}: the daemon of that mount does not answer",
+            cause=str(error),
+            advice=f"`vddkfs umount {self.mountpoint}` removes a mount whose daemon is dead",
+        )
+
+
 def ask(mountpoint: str, command: str, **arguments: Any) -> dict[str, Any]:
     """Send *command* to the daemon of *mountpoint* and return its answer. Raises NotMounted."""
-    place = canonical(mountpoint)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(2 * _SECONDS)
-        try:
-            sock.connect(str(socket_path(place)))
-            sock.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
-            with sock.makefile("rb") as answer:
-                return dict(json.loads(answer.readline()))
-        except FileNotFoundError:
-            raise NotMounted(f"{mountpoint}: no vddkfs mount there") from None
-        except (OSError, ValueError) as error:
-            raise NotMounted(
-                f"{mountpoint}: the daemon of that mount does not answer",
-                cause=str(error),
-                advice=f"`vddkfs umount {mountpoint}` removes a mount whose daemon is dead",
-            ) from error
+    question = Question(canonical(mountpoint), command, **arguments)
+    try:
+        return question.answer()
+    finally:
+        question.close()

@@ -5,7 +5,7 @@ the control socket, the kernel's requests. "Ready" is said when the mount answer
 
 Going down: umount ends the session, and everything goes. SIGTERM and SIGINT try a plain umount;
 files that are open (for reading: nothing can be open for writing) are waited for ``stop_timeout``,
-or until a second signal, and are let go then.
+or until a second signal, and are let go then. SIGHUP does what ``vddkfs invalidate`` does.
 """
 
 import contextlib
@@ -36,10 +36,14 @@ from vddkfs.engines.config import EngineConfig
 from vddkfs.engines.requests import Patience
 from vddkfs.errors import MountBusy, VddkfsError
 from vddkfs.fuse import session
-from vddkfs.fuse.operations import Operations, forget_in_kernel
+from vddkfs.fuse.notify import KernelPages
+from vddkfs.fuse.operations import Operations
 from vddkfs.fuse.tree import Tree
+from vddkfs.invalidation import Invalidation
 from vddkfs.mounts import holders, unmount
+from vddkfs.observe.figures import Family
 from vddkfs.observe.logs import Log
+from vddkfs.observe.metrics import Metrics
 from vddkfs.observe.status import StatusReport
 from vddkfs.options import MountOptions, default_cache_size
 from vddkfs.state import held, socket_path, state_folder
@@ -77,6 +81,8 @@ class Daemon:
         self._disks: list[Disk] = []
         self._operations: Operations | None = None
         self._report: StatusReport | None = None
+        self._invalidation: Invalidation | None = None
+        self._metrics: Metrics | None = None
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
@@ -86,14 +92,16 @@ class Daemon:
                 stack.enter_context(held(Path(folder)))
             cache_size = self._options.cache_size or default_cache_size()
             readers = {(c.name, image.worker) for c in self._source.chains for image in c.images}
-            arena = Arena(cache_size, len(readers))
+            arena = Arena(cache_size, len(readers), self._options.block_size)
             stack.callback(arena.close)
             nursery = await stack.enter_async_context(_cancelled_at_end())
             self._make_disks(arena, nursery)
             for client in self._clients:
                 nursery.start_soon(client.run)
                 stack.callback(client.stop)
-            self._report = StatusReport(self._mountpoint, self._source.path, arena, self._disks)
+            shown = (self._mountpoint, self._source.path, arena, self._disks)
+            self._report = StatusReport(*shown)
+            self._metrics = Metrics(*shown)
             tree = self._make_tree(nursery)
             capacity = sum(disk.capacity for disk in self._disks)
             source = self._source
@@ -118,6 +126,7 @@ class Daemon:
                 nursery=nursery,
                 cache=cache,
                 read_ahead=options.readahead,
+                mode=options.cache,
             )
             self._disks.append(disk)
 
@@ -136,12 +145,15 @@ class Daemon:
 
     def _make_tree(self, nursery: trio.Nursery) -> Tree:
         newest = max(disk.top.mtime_ns for disk in self._disks)
-        tree = Tree(self._described, self._status, newest, changing=self._source.engine == "vddk")
+        changing = self._source.engine == "vddk"
+        tree = Tree(self._described, self._status, self._measured, newest, changing=changing)
+        pages = KernelPages(tree)
         for disk in self._disks:
             allocation = functools.partial(_allocation, disk.top)
             tree.add_disk(disk, functools.partial(self._described_disk, disk), allocation)
             for image in disk.images:
-                image.superseded = functools.partial(_superseded, tree, image, nursery)
+                image.superseded = functools.partial(_superseded, tree, image, pages, nursery)
+        self._invalidation = Invalidation(tree, self._disks, pages.drop)
         return tree
 
     async def _described(self) -> bytes:
@@ -163,14 +175,25 @@ class Daemon:
         self, operations: Operations, workers: trio.Nursery, ready: Callable[[], None]
     ) -> None:
         """Serve the mount; signals are taken from before it is there until it is gone."""
-        with trio.open_signal_receiver(*_stop_signals()) as signals:
+        assert self._invalidation is not None
+        with (
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+            trio.open_signal_receiver(signal.SIGHUP) as hangups,
+        ):
             allow_other = self._options.allow_other
             session.mount(operations, self._mountpoint, self._source.path, allow_other)
             try:
                 async with trio.open_nursery() as nursery:
-                    control = ControlServer(socket_path(self._mountpoint), {"status": self._answer})
+                    handlers = {
+                        "status": self._answer,
+                        "metrics": self._answer_metrics,
+                        "invalidate": self._invalidation.answer,
+                        "invalidating": self._invalidation.waiting,
+                    }
+                    control = ControlServer(socket_path(self._mountpoint), handlers)
                     await nursery.start(control.run)
                     nursery.start_soon(self._stop_on_signals, signals, nursery.cancel_scope)
+                    nursery.start_soon(self._invalidation.on_hangups, hangups, self._mountpoint)
                     nursery.start_soon(self._serve_requests, operations, nursery)
                     await self._say_ready(ready)
             finally:
@@ -203,9 +226,23 @@ class Daemon:
 
     async def _answer(self, _request: dict[str, Any]) -> dict[str, Any]:
         assert self._report is not None
-        open_files = self._operations.open_files if self._operations is not None else 0
+        assert self._operations is not None
         reports = await self._engine_reports(self._clients)
-        return self._report.collect(session.agreed(), open_files, self._log, reports)
+        shown = self._operations
+        return self._report.collect(
+            session.agreed(), shown.open_files, self._log, shown.served, reports
+        )
+
+    async def _measured(self) -> bytes:
+        assert self._metrics is not None
+        assert self._operations is not None
+        reports = await self._engine_reports(self._clients)
+        shown = self._operations
+        families = self._metrics.collect(shown.open_files, shown.served, reports)
+        return await trio.to_thread.run_sync(_rendered, families)
+
+    async def _answer_metrics(self, _request: dict[str, Any]) -> dict[str, Any]:
+        return {"metrics": (await self._measured()).decode()}
 
     async def _engine_reports(self, clients: Sequence[WorkerClient]) -> dict[str, EngineReport]:
         """Ask the workers how their libraries do; one that does not answer is left out."""
@@ -261,14 +298,6 @@ class Daemon:
                 await trio.sleep_forever()
 
 
-def _stop_signals() -> list[signal.Signals]:
-    """Return the signals that end the daemon; SIGHUP only where a terminal may go away."""
-    signals = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    return signals
-
-
 @asynccontextmanager
 async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
     """A nursery for services that would run for ever."""
@@ -279,8 +308,16 @@ async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
             nursery.cancel_scope.cancel()
 
 
-def _superseded(tree: Tree, image: Image, nursery: trio.Nursery) -> None:
-    forget_in_kernel(nursery, tree.renew(image))
+def _superseded(tree: Tree, image: Image, pages: KernelPages, nursery: trio.Nursery) -> None:
+    pages.forget(nursery, tree.renew(image))
+
+
+def _rendered(families: Sequence[Family]) -> bytes:
+    """Return the metrics' text, from a thread: with many disks it takes a while."""
+    # Imported here, because that alone takes longer than anybody should wait for a read.
+    from vddkfs.observe.exposition import render
+
+    return render(families)
 
 
 async def _allocation(image: Image) -> bytes:

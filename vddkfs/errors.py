@@ -55,6 +55,12 @@ class UsageError(VddkfsError):
     default_errno = _errno.EINVAL
 
 
+class OldAbove(VddkfsError):
+    """a loop device or a guest that is mounted on the files may still show old content"""
+
+    exit_code = 3
+
+
 class SourceMissing(VddkfsError):
     """the SOURCE, or a file that it names, does not exist"""
 
@@ -182,8 +188,15 @@ class LeftBehind(VddkfsError):
     exit_code = 41
 
 
+class OldContentLeft(VddkfsError):
+    """the mount itself may still show old content: not all of it could be dropped"""
+
+    exit_code = 42
+
+
 ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     UsageError,
+    OldAbove,
     SourceMissing,
     NotAVmdk,
     UnsupportedFormat,
@@ -200,4 +213,5 @@ ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     EngineError,
     ChecksFailed,
     LeftBehind,
+    OldContentLeft,
 )

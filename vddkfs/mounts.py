@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vddkfs.errors import AccessDenied, BadMountpoint, FuseUnavailable, MountBusy, NotMounted
+from vddkfs.mountinfo import FILE_SYSTEM, entries
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
-FILE_SYSTEM: Final = "fuse.vddkfs"
 _MNT_DETACH: Final = 2
 _MAX_HOLDERS: Final = 10
 
@@ -27,20 +27,10 @@ class Mounted(NamedTuple):
 def mounted_at(place: str) -> Mounted | None:
     """Return the topmost mount at *place* (canonical), without a request to that mount."""
     found = None
-    # Not by splitlines(): the kernel escapes only the newline, and names may hold other line ends.
-    for raw in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
-        before, _, after = os.fsdecode(raw).partition(" - ")
-        fields = before.split(" ")
-        if _unescape(fields[4]) == place:
-            found = Mounted(fields[2], place, after.split(" ")[0])
+    for entry in entries():
+        if entry.place == place:
+            found = Mounted(entry.device, place, entry.kind)
     return found
-
-
-def _unescape(field: str) -> str:
-    """Undo the octal escapes that the kernel uses for space, tab, newline and backslash."""
-    for code in ("040", "011", "012", "134"):
-        field = field.replace("\\" + code, chr(int(code, 8)))
-    return field
 
 
 def check_mountpoint(place: str) -> None:

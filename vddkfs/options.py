@@ -27,7 +27,9 @@ class MountOptions(msgspec.Struct, kw_only=True):
     umask: int = 0o077
     allow_other: bool = False
     follow_parents: str = "folder"
+    cache: str = "auto"
     cache_size: int = 0
+    block_size: int = 64 * 1024
     readahead: int = 16 * MIB
     op_timeout: float = 60.0
     retry_budget: float = 100.0
@@ -37,6 +39,8 @@ class MountOptions(msgspec.Struct, kw_only=True):
     thumbprint: str = ""
     transports: tuple[str, ...] = ()
     san_check: str = "yes"
+    san_devices: tuple[str, ...] = ()
+    drop_caches: str = "no"
     compression: str = "none"
     libdir: str = ""
     vddk_config: str = ""
@@ -72,6 +76,13 @@ def _cache_size(text: str) -> int:
     value = size(text)
     if not 4 * MIB <= value <= 1024**4:
         raise ValueError("at least 4M and at most 1T is wanted")
+    return value
+
+
+def _block_size(text: str) -> int:
+    value = size(text)
+    if not 4096 <= value <= MIB or value & (value - 1):
+        raise ValueError("a power of two from 4K to 1M is wanted")
     return value
 
 
@@ -131,6 +142,16 @@ def _transports(text: str) -> tuple[str, ...]:
     return names
 
 
+def _devices(text: str) -> tuple[str, ...]:
+    if text == "auto":
+        return ()
+    # Colons stand in names as well, such as those of /dev/disk/by-path.
+    names = tuple(re.split(r":(?=/)", text))
+    if not all(re.fullmatch(r"/.*[^/:]", name) for name in names):
+        raise ValueError("auto, or absolute paths of block devices with colons, is wanted")
+    return names
+
+
 def _id(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32 - 1:
@@ -176,6 +197,13 @@ OPTIONS: Final = (
         _one_of("folder", "any"),
     ),
     Option(
+        "cache",
+        "auto|strict|none",
+        "what is kept of a disk: as its links allow (auto, the default), nothing from one open to "
+        "the next (strict), or nothing at all (none)",
+        _one_of("auto", "strict", "none"),
+    ),
+    Option(
         "cache_size",
         "SIZE",
         "memory for the sector cache (default: 256M or an eighth of memory, the smaller)",
@@ -184,8 +212,14 @@ OPTIONS: Final = (
     Option(
         "readahead",
         "SIZE",
-        "how far to read ahead of a sequential reader (default: 16M)",
+        "how far to read ahead of a sequential reader, at most; 0: not at all (default: 16M)",
         _readahead,
+    ),
+    Option(
+        "block_size",
+        "SIZE",
+        "what a scattered read fetches, a power of two from 4K to 1M (default: 64K)",
+        _block_size,
     ),
     Option(
         "op_timeout", "SECONDS", "how long one read may take in a worker (default: 60)", _seconds
@@ -220,6 +254,20 @@ OPTIONS: Final = (
         "san_check",
         "yes|no",
         "leave san out where this machine has no SCSI disks (default: yes)",
+        _one_of("yes", "no"),
+    ),
+    Option(
+        "san_devices",
+        "auto|LIST",
+        "the block devices whose cached pages are dropped for SAN, such as "
+        "/dev/mapper/mpatha:/dev/sdb (default: auto, those that VDDK has open)",
+        _devices,
+    ),
+    Option(
+        "drop_caches",
+        "yes|no",
+        "drop all cached pages of this machine where those of a SAN device cannot be dropped "
+        "(default: no)",
         _one_of("yes", "no"),
     ),
     Option(

@@ -258,6 +258,8 @@ def _config(remote: Remote, options: MountOptions, folder: Path, numbers: list[i
         vmx_spec=f"moref={remote.moref}" if remote.server else "",
         transports=(options.transports or ("nbdssl", "nbd")) if remote.server else (),
         san_check=options.san_check == "yes",
+        san_devices=options.san_devices,
+        drop_caches=options.drop_caches == "yes",
         compression="" if options.compression == "none" else options.compression,
         libdir=options.libdir,
         vddk_config=options.vddk_config,

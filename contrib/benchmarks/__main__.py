@@ -2,8 +2,10 @@
 
 import sys
 
-from benchmarks import command, remote
+from benchmarks import command, eviction, remote
 
+if sys.argv[1:2] == ["eviction"]:
+    sys.exit(eviction.main(sys.argv[2:]))
 if sys.argv[1:2] == ["remote"]:
     sys.exit(remote.main(sys.argv[2:]))
 sys.exit(command.main(sys.argv[1:]))

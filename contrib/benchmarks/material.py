@@ -10,7 +10,7 @@ import mmap
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,11 @@ from benchmarks.processes import BenchmarkError, run
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
+TIB: Final = 1024 * GIB
+WIDE: Final = 64 * TIB
+"""Capacity of the disk that has nothing in it, and no end in sight."""
+_WIDE_EXTENT: Final = 8 * TIB
+"""ext4 has no files of 16 TiB."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -42,6 +47,8 @@ class Sizes:
     thin_piece: int
     """What is copied of the thin disk by a system that would need minutes for all of it."""
     hung: int
+    wide_cache: int
+    """cache_size for the widest disk, where there is the memory for it."""
     ready_gib: float
 
     @property
@@ -55,6 +62,12 @@ class Sizes:
         """A range of the base without holes, for random reads: (offset, length)."""
         return self.extents[1]
 
+    @property
+    def cached(self) -> tuple[int, int]:
+        """What of that is kept in a cache that has nothing else: less than cache_size."""
+        offset, length = self.dense
+        return offset, min(length, 128 * MIB)
+
 
 FULL: Final = Sizes(
     name="full",
@@ -64,6 +77,7 @@ FULL: Final = Sizes(
     thin_data=256 * MIB,
     thin_piece=2 * GIB,
     hung=256 * MIB,
+    wide_cache=4 * GIB,
     ready_gib=6.0,
 )
 QUICK: Final = Sizes(
@@ -74,6 +88,7 @@ QUICK: Final = Sizes(
     thin_data=16 * MIB,
     thin_piece=128 * MIB,
     hung=64 * MIB,
+    wide_cache=256 * MIB,
     ready_gib=0.6,
 )
 
@@ -90,6 +105,8 @@ class Material:
     capacity: int
     disk: str
     """The name of the disk's folder in a mount of vddkfs."""
+    options: tuple[str, ...] = ()
+    """What vddkfs is to be mounted with."""
 
 
 class Store:
@@ -127,6 +144,18 @@ class Store:
         folder = self._made("hung", self._make_hung)
         files = (folder / "one.vmdk", folder / "two.vmdk")
         return Material("hung", files[1], files, self.sizes.hung, "two")
+
+    def wide(self) -> Material:
+        """The widest disk: flat, without any data, so that its zeros are read like data.
+
+        Its owner may write it at any time, so that its holes do not count as known zeros. No file
+        of it is in the page cache: nothing is there that would have to be.
+        """
+        path = self._made("wide", self._make_wide) / "wide.vmdk"
+        size = self.sizes.wide_cache
+        while 2 * size > _available_memory() and size > 256 * MIB:
+            size //= 2
+        return Material("wide", path, (), WIDE, "wide", (f"cache_size={size // MIB}M",))
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         """Return the folder *name*, made with *make* unless it is there and whole."""
@@ -169,9 +198,35 @@ class Store:
         places = random.Random(3).sample(range(sizes.thin // MIB), sizes.thin_data // MIB)
         _convert(folder, "thin", sizes.thin, [(place * MIB, MIB) for place in sorted(places)])
 
+    def _make_wide(self, folder: Path) -> None:
+        lines = []
+        for number in range(1, WIDE // _WIDE_EXTENT + 1):
+            name = f"wide-f{number:03}.vmdk"
+            with (folder / name).open("wb") as file:
+                file.truncate(_WIDE_EXTENT)
+            lines.append(f'RW {_WIDE_EXTENT // 512} FLAT "{name}" 0')
+        write_descriptor(folder / "wide.vmdk", "twoGbMaxExtentFlat", lines)
+
     def _make_hung(self, folder: Path) -> None:
         for name in ("one", "two"):
             _convert(folder, name, self.sizes.hung, [(0, self.sizes.hung)])
+
+
+def write_descriptor(path: Path, kind: str, extents: Sequence[str]) -> None:
+    """Write the descriptor of a flat disk, of the createType *kind*, with these extent lines."""
+    path.write_text(
+        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+        f'createType="{kind}"\n\n' + "".join(f"{line}\n" for line in extents) + "\n"
+        'ddb.adapterType = "lsilogic"\nddb.virtualHWVersion = "14"\n'
+    )
+
+
+def _available_memory() -> int:
+    """Return the bytes of memory that are to be had without anybody's harm."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * KIB
+    raise BenchmarkError("/proc/meminfo does not tell what is available")
 
 
 def _link_names() -> list[str]:
@@ -251,4 +306,4 @@ def resident(material: Material) -> float:
                 return 1.0
         there += sum(state & 1 for state in states)
         total += len(states)
-    return there / total
+    return there / total if total else 1.0

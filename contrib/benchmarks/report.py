@@ -11,12 +11,17 @@ from benchmarks.figures import METRICS, Figures
 TITLES: Final = {
     "sequential": "Sequential buffered read of the whole file",
     "random": "Random reads of 4 KiB, O_DIRECT",
+    "cached": "Random buffered reads of what vddkfs has cached and the kernel has not",
     "copy": "Sparse copy",
     "ready": "From the command to serving",
     "memory": "Memory of all processes of the system",
     "hung": "One disk hung, 200 reads on it: how the rest answers",
+    "invalidate": "vddkfs invalidate of a disk of 64 TiB, its cache full",
     "remote": "Remote disk: reads",
     "remote-cpu": "Remote disk: CPU time of what serves",
+    "remote-buffered": "Remote disk: random buffered reads, profile lan",
+    "remote-four": "Four disks of one VM read at once, profile lan",
+    "remote-files": "Small files of a guest on a remote disk, profile lan",
     "remote-loss": "Remote disk: a worker is killed, profile instant",
     "remote-many": "40 mounts of 2 disks, 50 sessions",
 }

@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vddkfs.cache.arena import FRAME, SMALL, Arena
+from vddkfs.cache.arena import BLOCK, FRAME, Arena
 from vddkfs.cache.frames import DiskCache, SectorCache
 from vddkfs.cache.sector_cache import ImageCache
 from vddkfs.engines.base import SECTOR
@@ -30,7 +30,7 @@ async def caches(
     async with trio.open_nursery() as nursery:
         disk = SectorCache(arena, nursery).disk("disk", source)
         # Its memory is made in a thread; a test that looks at what is under way begins after that.
-        disk.free.add(await disk.frame())
+        disk.release(await disk.slot(FRAME))
         yield [ImageCache(disk, number, capacity) for number in range(images)]
         nursery.cancel_scope.cancel()
     arena.close()
@@ -68,7 +68,7 @@ async def test_a_scattered_read_fetches_a_block_and_a_stream_a_frame(source: Any
         await cache.read(10 * MIB + 5, 10 * MIB + 10, False)
         await cache.read(20 * MIB + 5, 20 * MIB + 10, True)
     assert source.requests == [
-        (0, 10 * MIB // SECTOR, SMALL // SECTOR, False),
+        (0, 10 * MIB // SECTOR, BLOCK // SECTOR, False),
         (0, 20 * MIB // SECTOR, FRAME // SECTOR, False),
     ]
 
@@ -143,7 +143,7 @@ async def test_failed_small_fetches_lose_no_memory(source: Any) -> None:
             await cache.read(start, start + 512, False)
 
     async with caches(source, size=4 * MIB) as [cache]:
-        for start in range(0, 8 * MIB, SMALL):
+        for start in range(0, 8 * MIB, BLOCK):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reader, cache, start)
                 # Memory is made in a thread meanwhile, so "blocked" would not mean "asked".
@@ -194,8 +194,8 @@ async def test_a_frame_has_one_owner_when_streams_and_scattered_reads_mix(
         await cache.read(100 * MIB, 100 * MIB + 512, False)
         for number in range(10, 40):
             await stream(cache, number * MIB)
-            await cache.read(64 * MIB + number * SMALL, 64 * MIB + number * SMALL + 512, False)
-            for start in range(0, capacity, SMALL):
+            await cache.read(64 * MIB + number * BLOCK, 64 * MIB + number * BLOCK + 512, False)
+            for start in range(0, capacity, BLOCK):
                 found = cache.read_nowait(start, start + 512)
                 if found is not None:
                     assert bytes(found) == expected(make_stamp, 0, start, start + 512)
@@ -272,7 +272,8 @@ async def test_prefetch_skips_holes_and_what_is_there(source: Any) -> None:
         source.eager = True
         await cache.read(2 * MIB, 2 * MIB + 1, True)
         source.requests.clear()
-        stopped = cache.prefetch(0, 5 * MIB, lambda start, end: start == MIB)
+        cache.is_hole = lambda start, end: start == MIB
+        stopped = cache.prefetch(0, 5 * MIB)
         assert stopped == 5 * MIB
         assert [sector * SECTOR for _, sector, _, _ in source.requests] == [0, 3 * MIB, 4 * MIB]
 
@@ -282,7 +283,7 @@ async def test_prefetch_stops_when_enough_is_under_way(source: Any) -> None:
         with trio.move_on_after(0.05):
             await cache.read(63 * MIB, 63 * MIB + 1, True)
         source.answer_all()
-        stopped = cache.prefetch(0, 60 * MIB, lambda start, end: False)
+        stopped = cache.prefetch(0, 60 * MIB)
         assert 0 < stopped <= 24 * MIB
         source.answer_all()
         assert cache.disk.fetches_ahead == 0
@@ -359,7 +360,7 @@ async def _reader(chooser: random.Random, source: Any, images: list[ImageCache])
         if kind == 0:
             data = bytes(await cache.read_direct(start, end))
         elif kind == 1:
-            cache.prefetch(start - start % FRAME, end, lambda first, last: False)
+            cache.prefetch(start - start % FRAME, end)
             continue
         else:
             view = cache.read_nowait(start, end, spend=chooser.random() < 0.5)
@@ -394,3 +395,65 @@ async def _drive(
             idle += 1
             await trio.sleep(0.001)
             assert idle < 5000, "readers wait for ever"
+
+
+async def test_a_range_is_invalidated_and_what_is_beside_it_is_kept(
+    source: Any, make_stamp: Stamp
+) -> None:
+    source.eager = True
+    async with caches(source) as [cache]:
+        for number in range(8):
+            await cache.read(number * MIB, number * MIB + 512, False)
+        await cache.read(9 * MIB, 9 * MIB + 512, True)
+        source.version = 1
+        cache.invalidate(2 * MIB + 5, 3 * MIB + 5)
+        cache.invalidate(9 * MIB + 100 * 1024, 9 * MIB + 100 * 1024 + 1)
+        kept = [n for n in range(8) if cache.read_nowait(n * MIB, n * MIB + 1) is not None]
+        assert kept == [0, 1, 4, 5, 6, 7]
+        assert cache.read_nowait(9 * MIB, 9 * MIB + 1) is None, "a run goes as a whole"
+        fresh = await cache.read(2 * MIB, 2 * MIB + 512, False)
+        assert bytes(fresh) == expected(make_stamp, 0, 2 * MIB, 2 * MIB + 512, 1)
+        check_pins(cache.disk)
+
+
+async def test_what_is_fetched_ahead_is_used_or_wasted_in_the_end(source: Any) -> None:
+    source.eager = True
+    async with caches(source) as [cache]:
+        before = cache.worth.allowance
+        cache.prefetch(0, 4 * MIB)
+        assert cache.counts.ahead_bytes == before - cache.worth.allowance == 4 * MIB
+        assert cache.read_nowait(10, 20) is not None
+        assert cache.read_nowait(30, 40) is not None
+        assert cache.read_nowait(MIB - 5, MIB + 5) is not None
+        assert cache.counts.ahead_used_bytes == 3 * BLOCK
+        cache.invalidate()
+        assert cache.counts.ahead_wasted_bytes == 4 * MIB - 3 * BLOCK
+
+
+async def test_scattered_misses_close_together_have_their_frame_fetched(source: Any) -> None:
+    source.eager = True
+    async with caches(source) as [cache]:
+        for number in range(0, 16, 3):
+            await cache.read(8 * MIB + number * BLOCK, 8 * MIB + number * BLOCK + 4096, False)
+        frames = [request for request in source.requests if request[2] == FRAME // SECTOR]
+        assert frames == [(0, 8 * MIB // SECTOR, FRAME // SECTOR, False)]
+        asked = len(source.requests)
+        for number in range(16):
+            assert cache.read_nowait(8 * MIB + number * BLOCK, 8 * MIB + number * BLOCK + 512)
+        assert len(source.requests) == asked
+
+
+@pytest.mark.parametrize("block", [4096, 16 * 1024, 256 * 1024, FRAME])
+async def test_the_operator_chooses_the_block(source: Any, make_stamp: Stamp, block: int) -> None:
+    source.eager = True
+    arena = Arena(16 * MIB, block=block)
+    async with trio.open_nursery() as nursery:
+        cache = ImageCache(SectorCache(arena, nursery).disk("disk", source), 0, 64 * MIB)
+        for start in (5 * MIB + 512, 9 * MIB - 700, 33 * MIB):
+            data = await cache.read(start, start + 600, False)
+            assert bytes(data) == expected(make_stamp, 0, start, start + 600)
+        sizes = {count * SECTOR for _, _, count, _ in source.requests}
+        assert sizes <= {block, FRAME}
+        check_pins(cache.disk)
+        nursery.cancel_scope.cancel()
+    arena.close()

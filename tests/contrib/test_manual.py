@@ -121,6 +121,7 @@ def test_sections() -> None:
         "SEMANTICS",
         "REMOTE DISKS",
         "WORKERS AND FAILURES",
+        "SIGNALS",
         "FILES",
         "EXIT STATUS",
         "EXAMPLES",

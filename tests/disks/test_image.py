@@ -14,7 +14,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vddkfs.cache.arena import Arena
+from vddkfs.cache.arena import FRAME, Arena
+from vddkfs.cache.coherence import policy
 from vddkfs.cache.frames import SectorCache
 from vddkfs.disks.image import Handle, Image
 from vddkfs.engines.base import SECTOR, ExtentInfo, LinkIdentity, LinkInfo, MapExtent, MapSlice
@@ -112,18 +113,19 @@ async def shown(
     frozen: bool,
     revalidate: Callable[[], Awaitable[None]] = unchanged,
     links: Sequence[LinkInfo] = (),
+    mode: str = "auto",
 ) -> AsyncIterator[Image]:
     """An image of what *worker* holds, over a cache of 4 MiB."""
     arena = Arena(4 * MIB)
     async with trio.open_nursery() as nursery:
         disk = SectorCache(arena, nursery).disk("disk", worker)
         # Memory is made in a thread: tests that look at what is under way begin after that.
-        disk.free.add(await disk.frame())
+        disk.release(await disk.slot(FRAME))
         yield Image(
             "d/chain/0.raw",
             links or [make_link(len(worker.content) // SECTOR)],
             index=0,
-            frozen=frozen,
+            policy=policy(frozen, mode),
             client=worker,  # type: ignore[arg-type]
             cache=disk,
             revalidate=revalidate,
@@ -186,7 +188,7 @@ class Model:
                 self.handles = [*self.handles, (handle, self.generation)][-6:]
             case "read", number, start, size if self.handles:
                 await self.read(image, *self.handles[number % len(self.handles)], start, size)
-            case "modify", sector, count if not image.frozen:
+            case "modify", sector, count if not image.policy.lasts:
                 self.modify(sector, count)
             case "replace", seed:
                 self.replacement = noise(7000, seed)

@@ -63,7 +63,13 @@ def processes(mount: RemoteMount) -> list[int]:
 def places(mount: RemoteMount) -> Iterator[tuple[str, bytes]]:
     """Return everything that anybody could look into, by name."""
     yield "the log", mount.log.read_bytes()
-    for name in (".vddkfs/status.json", "vm.json", "big/info.json", "big/map.json"):
+    for name in (
+        ".vddkfs/status.json",
+        ".vddkfs/metrics",
+        "vm.json",
+        "big/info.json",
+        "big/map.json",
+    ):
         yield name, mount.content(name)
     done = vddkfs("status", "--json", mount.place)
     yield "vddkfs status", (done.stdout + done.stderr).encode()

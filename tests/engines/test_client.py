@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import LinkIdentity, MapExtent, MapSlice
+from vddkfs.engines.base import LinkIdentity, MapExtent, MapSlice, Renewal, Step
 from vddkfs.engines.client import WorkerClient
 from vddkfs.engines.config import VmdkConfig
 from vddkfs.engines.pending import MAX_IN_FLIGHT
@@ -166,6 +166,24 @@ async def test_starts_on_demand_and_answers() -> None:
         assert outcome.errors == [None]
         assert client.state == "serving"
         assert client.counters.restarts == 0
+
+
+async def test_reads_are_timed_from_being_sent_to_each_answer(autojump_clock: Any) -> None:
+    async def takes_its_time(process: FakeProcess) -> None:
+        await process.open()
+        for status, seconds in ((0, 2.0), (errno.EIO, 0.5)):
+            request = await process.next()
+            await trio.sleep(seconds)
+            process.reply(request, status)
+        process.reply(await process.next(), 0, protocol.encode(MapSlice((), 8)))
+        await trio.sleep_forever()
+
+    async with serving(takes_its_time) as (client, _):
+        for _ in range(2):
+            await read(client).event.wait()
+        await client.map(0, 0, MapQuery(count=8))
+        assert client.counters.reads.count == 2, "and nothing else"
+        assert client.counters.reads.seconds == pytest.approx(2.5, abs=0.1)
 
 
 async def test_reads_of_a_dead_process_are_sent_again(autojump_clock: Any) -> None:
@@ -373,6 +391,25 @@ async def test_calls_return_bodies_of_any_length(autojump_clock: Any) -> None:
 
     async with serving(maps) as (client, _):
         assert await client.map(0, 0, MapQuery(count=20_000_000)) == answer
+
+
+async def test_a_renewal_that_was_lost_is_asked_of_the_next_process(autojump_clock: Any) -> None:
+    renewal = Renewal((IDENTITY,), (Step("tables", "/vm/a.vmdk", "dropped", 0.25),))
+
+    async def dies_of_it(process: FakeProcess) -> None:
+        await process.open()
+        assert (await process.next())[0] == Op.RENEW
+        process.die()
+
+    async def renews(process: FakeProcess) -> None:
+        await process.open()
+        process.reply(await process.next(), 0, protocol.encode(renewal))
+        await trio.sleep_forever()
+
+    async with serving(dies_of_it, renews) as (client, processes):
+        assert await client.renew() == renewal
+        assert len(processes) == 2
+        assert processes[1].got[-1][0] == Op.RENEW
 
 
 async def test_an_abandoned_call_does_no_harm(autojump_clock: Any) -> None:

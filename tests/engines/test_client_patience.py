@@ -9,6 +9,7 @@ import trio
 from tests.engines import test_client
 from tests.engines.test_client import FakeProcess, Outcome, Script, answer_all, read
 from vddkfs.engines import protocol
+from vddkfs.engines.base import Renewal
 from vddkfs.engines.client import WorkerClient
 from vddkfs.engines.config import VddkConfig
 from vddkfs.engines.protocol import MapQuery, Op
@@ -178,3 +179,20 @@ async def test_a_map_that_hangs_costs_one_worker(serving: Any, autojump_clock: A
             await client.map(0, 0, MapQuery(count=8))
         assert len(processes) == 1
         assert await ended(read(client)) == [None]
+
+
+@pytest.mark.parametrize("ask", ["revalidate", "renew"])
+async def test_a_disk_that_is_opened_anew_for_an_answer_has_the_time_of_an_open(
+    ask: str, serving: Any, autojump_clock: Any
+) -> None:
+    async def slow(process: FakeProcess) -> None:
+        await process.open()
+        request = await process.next()
+        await trio.sleep(80)
+        process.reply(request, 0, protocol.encode(Renewal((), ())) if ask == "renew" else b"\x90")
+        await trio.sleep_forever()
+
+    patience = Patience(op_timeout=10, open_timeout=90, retry_budget=20)
+    async with serving(slow, patience=patience) as (client, processes):
+        await getattr(client, ask)()
+        assert len(processes) == 1

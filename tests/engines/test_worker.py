@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import SECTOR, LinkIdentity, MapExtent, MapSlice
+from vddkfs.engines.base import SECTOR, LinkIdentity, MapExtent, MapSlice, Renewal, Step
 from vddkfs.engines.config import EngineConfig, VmdkConfig
 from vddkfs.engines.pool import READ_THREADS, PooledEngine
 from vddkfs.engines.protocol import MapQuery, Op
@@ -23,6 +23,11 @@ from vddkfs.errors import EngineError, SourceMissing, VddkfsError
 
 IDENTITY = LinkIdentity("/vm/a.vmdk", "12345678", 1000)
 CONFIG = VmdkConfig(links=(b"/vm/a.vmdk",))
+STEPS = (
+    Step("device", "/dev/sdb", "no", 0.5, done=False),
+    Step("tables", "/vm/a.vmdk", "yes", 0.1),
+)
+RENEWAL = Renewal((IDENTITY,), STEPS)
 SECONDS = 10.0
 
 
@@ -65,6 +70,10 @@ class FakeEngine:
     def revalidate(self) -> Sequence[LinkIdentity]:
         assert not self.reading, "no read is under way"
         return (IDENTITY,)
+
+    def renew(self) -> Renewal:
+        assert not self.reading, "no read is under way"
+        return RENEWAL
 
     def close(self) -> None:
         assert not self.reading
@@ -224,7 +233,7 @@ def test_a_failed_read_is_told_and_the_worker_goes_on(
     daemon.call(Op.READ, image=image, sector=4, count=1)
 
 
-@pytest.mark.parametrize("op", [Op.READ, Op.MAP, Op.REVALIDATE])
+@pytest.mark.parametrize("op", [Op.READ, Op.MAP, Op.REVALIDATE, Op.RENEW])
 def test_nothing_is_answered_without_a_chain(op: Op, daemon: Daemon) -> None:
     with pytest.raises(EngineError, match="no chain is open"):
         daemon.call(op, protocol.encode(MapQuery(count=1)) if op == Op.MAP else b"")
@@ -242,12 +251,14 @@ def test_map_and_revalidate_are_answered_with_what_the_engine_says(started: Star
     assert found == MapSlice((MapExtent(40, 600, True),), 640)
     assert engine.calls == [(2, 40, 600, 17, 0.5)]
     assert protocol.decode_identities(daemon.call(Op.REVALIDATE)) == (IDENTITY,)
+    assert protocol.decode_renewal(daemon.call(Op.RENEW)) == RENEWAL
 
 
-def test_revalidate_waits_for_the_reads_under_way(started: Started) -> None:
+@pytest.mark.parametrize("op", [Op.REVALIDATE, Op.RENEW])
+def test_a_look_waits_for_the_reads_under_way(op: Op, started: Started) -> None:
     daemon, engine, _ = started
     reads = [daemon.ask(Op.READ, image=1, sector=n, count=1) for n in range(3)]
-    look = daemon.ask(Op.REVALIDATE)
+    look = daemon.ask(op)
     assert daemon.silent()
     engine.release.set()
     answers = [daemon.answer()[:2] for _ in range(4)]

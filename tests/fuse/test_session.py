@@ -1,4 +1,4 @@
-"""The session: seeks from the C module to the tree, mounting, and what the kernel is to forget."""
+"""The session: mounting, and seeks from the C module to the tree."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from tests.fuse.test_operations import CTX, Mount, known
 from tests.fuse.test_tree import SECTORS, TABLE, find
 from vddkfs.disks.partitions import Partition, PartitionTable
 from vddkfs.errors import EngineError, FuseUnavailable
-from vddkfs.fuse import operations, session
+from vddkfs.fuse import session
 from vddkfs.mounts import Mounted
 
 import pyfuse3  # isort: skip
@@ -249,29 +249,6 @@ async def test_a_document_is_all_data(mount: Mount) -> None:
     await mount.stat("vm.json")
     assert await mount.seek("vm.json", 1, os.SEEK_DATA) == 1
     assert await mount.seek("vm.json", 1, os.SEEK_HOLE) == 2
-
-
-# What the kernel is to forget
-
-
-async def test_the_kernel_forgets_names_and_data_and_what_it_does_not_know_is_no_news(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    calls: list[tuple[Any, ...]] = []
-
-    def entry(*arguments: Any) -> None:
-        calls.append(arguments)
-        raise OSError(errno.ENOENT if arguments[1] == b"known" else errno.ENOTCONN, "no")
-
-    monkeypatch.setattr(pyfuse3, "invalidate_entry", entry)
-    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda *arguments: calls.append(arguments))
-    async with trio.open_nursery() as nursery:
-        forgotten = [(7, "known", 70), (8, "caf\udce9", 80)]
-        operations.forget_in_kernel(nursery, forgotten)
-    assert sorted(call[:2] for call in calls if len(call) > 1) == [(7, b"known"), (8, b"caf\xe9")]
-    assert sorted(call for call in calls if len(call) == 1) == [(70,), (80,)]
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(warnings) == 1, "ENOENT: the kernel has nothing of it"
 
 
 # What is told of images

@@ -1,11 +1,13 @@
 """The tree of the mount: names, inode numbers, and partitions that follow the disk."""
 
+import copy
 import errno
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from vddkfs.cache.coherence import policy
 from vddkfs.disks.extents import ExtentMap
 from vddkfs.disks.partitions import Partition, PartitionTable
 from vddkfs.errors import VddkfsError
@@ -21,7 +23,7 @@ class FakeImage:
         self.number = number
         self.name = f"web/chain/{number}.raw"
         self.capacity = SECTORS * 512
-        self.frozen = frozen
+        self.policy = policy(frozen, "auto")
         self.mtime_ns = 1000 + number
         self.map: ExtentMap | None = None
         self.table: PartitionTable | None = None
@@ -37,7 +39,7 @@ class FakeImage:
         self.opened.append(direct)
         if self.error is not None:
             raise self.error
-        return SimpleNamespace(keep_cache=self.frozen)
+        return SimpleNamespace(keep_cache=self.policy.lasts)
 
     async def read(self, handle: Any, start: int, size: int) -> bytes:
         self.reads.append((start, size))
@@ -84,7 +86,7 @@ def text(content: bytes) -> Any:
 
 
 def make_tree(*disks: Any) -> Tree:
-    tree = Tree(text(b"vm"), text(b"status"), 7)
+    tree = Tree(text(b"vm"), text(b"status"), text(b"metrics"), 7)
     for disk in disks or (make_disk(),):
         tree.add_disk(disk, text(b"info"), text(b"map"))
     return tree
@@ -111,6 +113,7 @@ def test_the_tree_is_the_one_of_the_manual() -> None:
         "vm.json",
         ".vddkfs",
         ".vddkfs/status.json",
+        ".vddkfs/metrics",
         "web",
         "web/disk.raw",
         "web/chain",
@@ -121,6 +124,24 @@ def test_the_tree_is_the_one_of_the_manual() -> None:
         "web/info.json",
         "web/map.json",
     }
+
+
+async def test_each_file_of_a_disk_knows_its_names_and_keeps_them() -> None:
+    disk = make_disk()
+    disk.top.table = TABLE
+    tree = make_tree(disk)
+    await find(tree, "web/partitions").entries()
+    windows = {path: node for path, node in paths(tree.root).items() if isinstance(node, Window)}
+    assert len(windows) == 4 + len(find(tree, "web/partitions").children)
+    for path, node in windows.items():
+        assert path in node.names
+        assert all(windows[name] is node for name in node.names)
+    for image in disk.images:
+        tree.renew(image)
+    disk.top.table = copy.copy(TABLE)
+    await find(tree, "web/partitions").entries()
+    for path, node in windows.items():
+        assert find(tree, path).names == node.names
 
 
 def test_disk_raw_is_the_top_of_the_chain_under_another_name() -> None:
@@ -167,6 +188,7 @@ async def test_documents_are_rendered_when_they_are_asked_for() -> None:
         ("web/info.json", b"info", False),
         ("web/map.json", b"map", True),
         (".vddkfs/status.json", b"status", True),
+        (".vddkfs/metrics", b"metrics", True),
     ):
         node = find(tree, path)
         assert isinstance(node, Text)

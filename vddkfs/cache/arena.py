@@ -2,8 +2,8 @@
 
 It is a set of *chunks* (memfds), each lent to one disk, and so to one worker process, at a time: a
 library that scribbles can spoil its own disk only. A chunk is cut into *frames* of 1 MiB, and a
-frame is one large *slot* or sixteen small ones of 64 KiB. Frames are what is kept and evicted;
-slots are what one request fills.
+frame is one large *slot*, or many small ones of a *block* each (64 KiB, unless the operator wants
+another size). A slot is what one request fills, and what is kept and evicted.
 
 Only the trio thread touches the books, so there are no locks. Making a chunk's memory is slow (the
 kernel clears every page) and happens in a thread.
@@ -23,8 +23,8 @@ import trio
 from vddkfs.errors import VddkfsError
 
 FRAME: Final = 1024 * 1024
-SMALL: Final = 64 * 1024
-SMALLS_IN_FRAME: Final = FRAME // SMALL
+BLOCK: Final = 64 * 1024
+"""What a scattered read fetches, unless the operator wants another size."""
 CHUNK: Final = 16 * 1024 * 1024
 _FULL_SECONDS: Final = 5.0
 """How long no more memory is asked for after the machine had none."""
@@ -65,57 +65,50 @@ class Chunk:
 class Frame:
     """1 MiB of a chunk. *pins* counts requests under way and readers; a pinned frame stays."""
 
-    __slots__ = ("chunk", "offset", "pins", "slots", "small_used", "view")
+    __slots__ = ("chunk", "offset", "pins", "slots")
 
     def __init__(self, chunk: Chunk, index: int) -> None:
         self.chunk = chunk
         self.offset = index * FRAME
         self.pins = 0
-        self.small_used = 0
         self.slots: list[Slot] = []
-        self.view = memoryview(b"")
 
-    def take_large(self) -> "Slot":
-        """Return the whole frame as one pinned slot."""
-        return Slot(self, self.offset, FRAME)
-
-    def take_small(self) -> "Slot":
-        """Return the next small slot of the frame, pinned; the caller looks that there is one."""
-        slot = Slot(self, self.offset + self.small_used * SMALL, SMALL)
-        self.small_used += 1
-        return slot
+    def cut(self, size: int) -> "list[Slot]":
+        """Make slots of *size* bytes, a part of a frame, of all of it; return them."""
+        self.slots = [
+            Slot(self, offset, size) for offset in range(self.offset, self.offset + FRAME, size)
+        ]
+        return self.slots
 
 
 class Tenant(Protocol):
     """What the cache keeps in a slot."""
 
-    def evicted(self) -> None:
-        """Hear that the memory is used for something else from now on."""
+    kept: bool
+    """Whether it stays there when nobody uses it."""
 
 
 class Slot:
-    """A part of a frame that one request fills. Made pinned.
+    """A part of a frame that one request fills. *tenant* is what the cache keeps there."""
 
-    *tenant* is what the cache keeps there.
-    """
-
-    __slots__ = ("chunk_number", "frame", "offset", "size", "tenant")
+    __slots__ = ("chunk_number", "frame", "offset", "pins", "size", "tenant")
 
     def __init__(self, frame: Frame, offset: int, size: int) -> None:
         self.frame = frame
         self.chunk_number = frame.chunk.number
         self.offset = offset
         self.size = size
+        self.pins = 0
         self.tenant: Tenant | None = None
-        frame.slots.append(self)
-        frame.pins += 1
 
     def pin(self) -> None:
         """Keep the slot's memory from being used for anything else."""
+        self.pins += 1
         self.frame.pins += 1
 
     def unpin(self) -> None:
         """Undo one pin."""
+        self.pins -= 1
         self.frame.pins -= 1
 
     def bytes(self, start: int, end: int) -> memoryview:
@@ -125,13 +118,14 @@ class Slot:
 
 
 class Arena:
-    """Chunks within a budget, and who has them.
+    """Chunks within a budget of *size*, and who has them. *block* divides a frame.
 
     A few chunks (the *floor*) are kept back for every disk of the mount that has not come for them
     yet, so that a disk that hangs with all its requests pinned cannot take the others' memory.
     """
 
-    def __init__(self, size: int, disks: int = 1) -> None:
+    def __init__(self, size: int, disks: int = 1, block: int = BLOCK) -> None:
+        self.block = block
         disks = max(disks, 1)
         frames = max(size // FRAME, 4 * disks)
         chunk_frames = CHUNK // FRAME
@@ -247,8 +241,7 @@ class FreeFrames:
 
     def add(self, frame: Frame) -> None:
         """Take back *frame*, whose slots nobody uses any more."""
-        frame.slots.clear()
-        frame.small_used = 0
+        frame.slots = []
         self._frames.append(frame)
 
     def add_chunk(self, chunk: Chunk) -> None:

@@ -9,7 +9,7 @@ class Counts:
     source, for whatever reason; of these ``ahead_bytes`` were fetched before anybody asked, and in
     the end were used or wasted (not read before they went). ``direct_bytes`` went past the cache,
     and ``zero_bytes`` were answered from the allocation map. ``invalidations`` counts how often old
-    content was dropped on purpose, ``evictions`` what went for want of memory.
+    content was dropped on purpose.
     """
 
     __slots__ = (
@@ -18,7 +18,6 @@ class Counts:
         "ahead_wasted_bytes",
         "coalesced",
         "direct_bytes",
-        "evictions",
         "fetched_bytes",
         "hits",
         "invalidations",
@@ -30,7 +29,6 @@ class Counts:
         self.hits = 0
         self.misses = 0
         self.coalesced = 0
-        self.evictions = 0
         self.fetched_bytes = 0
         self.ahead_bytes = 0
         self.ahead_used_bytes = 0

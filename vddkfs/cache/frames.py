@@ -1,4 +1,8 @@
-"""Whose memory goes when more is needed: the frames of each disk, and the balance between disks.
+"""Whose memory goes when more is needed: the slots of each disk, and the balance between disks.
+
+Two sizes of slots share a disk's frames: whole frames for those who go forward, and blocks for
+scattered reads, which are cut from a frame as they are wanted. What is evicted is decided by the
+policy of ``eviction`` for both alike; a frame is wanted whole when its last block has gone.
 
 All of this runs on the trio thread.
 """
@@ -8,16 +12,21 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import trio
-from cachetools import LRUCache
 
-from vddkfs.cache.arena import FRAME, SMALL, SMALLS_IN_FRAME, Arena, Chunk, Frame, FreeFrames, Slot
+from vddkfs.cache.arena import FRAME, Arena, Chunk, Frame, FreeFrames, Slot
+from vddkfs.cache.eviction import EvictionCache
+from vddkfs.cache.runs import Run
+from vddkfs.engines.histogram import Histogram
 from vddkfs.engines.requests import ReadRequest
 
 log = logging.getLogger(__name__)
 
 SPENT_KEPT: Final = 16
-"""Frames kept behind sequential readers: their kernel has the data, so the rest is used again."""
-_UNBOUNDED: Final = float("inf")
+"""Runs kept behind sequential readers: their kernel has the data, so the rest is used again."""
+_TRIES: Final = 64
+"""Blocks that are evicted, at most, for a frame that is wanted whole."""
+_AT_ONCE: Final = 1024
+"""Runs that are dropped without a pause."""
 
 
 class Source(Protocol):
@@ -37,22 +46,25 @@ class Source(Protocol):
 
 
 class DiskCache:
-    """The frames of one disk."""
+    """The slots of one disk."""
 
     def __init__(self, key: object, arena: Arena, nursery: trio.Nursery, source: Source) -> None:
         self.key = key
         self.arena = arena
+        self.block = arena.block
         self.source = source
         self.nursery = nursery
         self.free = FreeFrames()
         self.fetches_ahead = 0
         self.evictions = 0
+        self.waits = Histogram()
+        """How long readers waited for what was not there."""
         self.poor: Callable[[DiskCache], None] | None = None
         """Called when the disk has to evict while others have more than their share."""
-        self._kept: LRUCache[Frame, None] = LRUCache(maxsize=_UNBOUNDED)
-        self._spent: dict[Frame, None] = {}
-        self._small: Frame | None = None
-        self._direct: dict[Frame, list[Slot]] = {}
+        self._kept: EvictionCache[tuple[int, int, int], Run] = EvictionCache()
+        self._spent: dict[Run, int] = {}
+        self._cut: dict[Frame, list[Slot]] = {}
+        """Frames that are cut into blocks, those with blocks to be had, and which."""
         self._joining: memoryview | None = None
         self._growing = False
         self._want = trio.lowlevel.ParkingLot()
@@ -69,98 +81,81 @@ class DiskCache:
         """Bytes of arena that belong to this disk."""
         return len(self.arena.chunks.get(self.key, ())) * self.arena.chunk_size
 
-    def keep(self, frame: Frame) -> None:
-        """Note that *frame* holds something worth keeping, used just now."""
-        self._kept[frame] = None
+    # What is kept.
 
-    def touch(self, frame: Frame) -> None:
-        """Note a use of *frame*."""
-        self._kept.get(frame)
+    def keep(self, run: Run) -> None:
+        """Keep *run*, which is there now, until it is evicted."""
+        before = self._kept.pop(run.key, None)
+        if before is not None and before is not run:
+            # Of before an invalidation, and not yet taken away.
+            self._let_go(before)
+        run.kept = True
+        self._kept[run.key] = run
 
-    def spent(self, frame: Frame) -> None:
-        """Note that a sequential reader is through with *frame*: it may be the next to go."""
-        self._spent.pop(frame, None)
-        self._spent[frame] = None
+    def spent(self, run: Run) -> None:
+        """Note that a sequential reader is through with *run*: it may be the next to go."""
+        self._spent.pop(run, None)
+        self._spent[run] = run.uses
 
-    def wake(self) -> None:
-        """Have those who wait for a frame look again."""
+    def drop(self, runs: Iterable[Run]) -> None:
+        """Free the memory of *runs*, which nobody finds any more: many of them in turns."""
+        if not self._drop_some(iterator := iter(runs)):
+            self.nursery.start_soon(self._drop_all, iterator)
+
+    async def _drop_all(self, runs: Iterable[Run]) -> None:
+        iterator = iter(runs)
+        while not self._drop_some(iterator):
+            await trio.lowlevel.checkpoint()
+
+    def _drop_some(self, runs: Iterable[Run]) -> bool:
+        """Drop the next of *runs*; say whether that was all."""
+        for number, run in enumerate(runs, 1):
+            if run.kept:
+                self._kept.pop(run.key, None)
+                self._let_go(run)
+            if number == _AT_ONCE:
+                return False
         self._want.unpark_all()
+        return True
 
-    @property
-    def wanted(self) -> bool:
-        """Say whether somebody waits for a frame: read-ahead then stands back."""
-        return bool(self._want)
+    def _let_go(self, run: Run) -> None:
+        """Free the memory of *run*, which is not kept any more, as soon as nobody uses it."""
+        run.left()
+        self._spent.pop(run, None)
+        if not run.slot.pins:
+            self._free(run.slot)
 
-    def release(self, slot: Slot) -> None:
-        """Undo one pin of *slot*; a frame that holds nothing then is free."""
-        frame = slot.frame
-        frame.pins -= 1
-        if frame.pins == 0:
-            if frame not in self._kept and frame is not self._small:
-                self.free.add(frame)
-            self._want.unpark()
+    # Slots.
 
-    def frame_nowait(self) -> Frame | None:
-        """Return a frame to fill, evicting if the disk may have no more; None: not just now."""
-        self._recycle_spent()
-        frame = self.free.pop()
+    async def slot(self, size: int) -> Slot:
+        """Return a pinned slot for *size* bytes (at most a frame), waiting for one if need be.
+
+        Whoever waits here must hold no pin: the slots that the waiters need would never come free.
+        """
+        while True:
+            slot = self.slot_nowait(size)
+            if slot is not None:
+                return slot
+            await self._more()
+
+    def slot_nowait(self, size: int) -> Slot | None:
+        """Return a pinned slot, evicting if the disk may have no more; None: not just now."""
+        large = size > self.block
+        if not large and self._cut:
+            return self._block()
+        frame = self._free_frame(large)
         if frame is not None:
-            if len(self.free) < 4 and len(self._spent) < SPENT_KEPT:
-                self._grow_soon()
-            return frame
+            return self._taken(frame, large)
         if self.arena.may_grow(self.key):
             self._grow_soon()
             return None
         if self.poor is not None:
             self.poor(self)
-        return self._idle_direct_frame() or self._evict_oldest()
+        return self._evicted(large)
 
-    def frame_at_once(self) -> Frame | None:
-        """Return a frame, evicting also where the disk might have more; None: all are in use."""
-        return self.frame_nowait() or self._idle_direct_frame() or self._evict_oldest()
-
-    def _evictable(self, frame: Frame) -> bool:
-        """Say whether *frame* holds something and may hold something else."""
-        return frame in self._kept and not frame.pins and frame is not self._small
-
-    def _recycle_spent(self) -> None:
-        for frame in list(self._spent)[: max(0, len(self._spent) - SPENT_KEPT)]:
-            del self._spent[frame]
-            if self._evictable(frame):
-                self._evict(frame)
-                break
-
-    def _evict_oldest(self) -> Frame | None:
-        for _ in range(len(self._kept)):
-            frame, _none = self._kept.popitem()
-            self._kept[frame] = None
-            if self._evictable(frame):
-                self._evict(frame)
-                return self.free.pop()
-        return self._give_up_small()
-
-    def _give_up_small(self) -> Frame | None:
-        """Return the frame that small slots are cut from, where a disk has nothing else."""
-        frame = self._small
-        if frame is None or frame.pins:
-            return None
-        self._small = None
-        if frame in self._kept:
-            self._evict(frame)
-        else:
-            self.free.add(frame)
-        return self.free.pop()
-
-    async def frame(self) -> Frame:
-        """Return a frame to fill, waiting for memory or for another request if need be.
-
-        Whoever waits here must hold no pin: the frames that the waiters need would never come free.
-        """
-        while True:
-            frame = self.frame_nowait()
-            if frame is not None:
-                return frame
-            await self._more()
+    def slot_at_once(self, size: int) -> Slot | None:
+        """Return a slot, evicting also where the disk might have more; None: all are in use."""
+        return self.slot_nowait(size) or self._evicted(size > self.block)
 
     async def _more(self) -> None:
         """Wait until there may be more to take than just now."""
@@ -169,78 +164,117 @@ class DiskCache:
         else:
             await self._want.park()
 
-    async def slot(self, size: int) -> Slot:
-        """Return a pinned slot of at least *size* bytes (at most a frame) to keep something in."""
-        if size > SMALL:
-            return (await self.frame()).take_large()
-        while self._small is None or self._small.small_used == SMALLS_IN_FRAME:
-            frame = await self.frame()
-            if self._small is None or self._small.small_used == SMALLS_IN_FRAME:
-                self._replace_small(frame)
-            else:
-                self.free.add(frame)
-        return self._small.take_small()
+    @property
+    def wanted(self) -> bool:
+        """Say whether somebody waits for memory: read-ahead then stands back."""
+        return bool(self._want)
 
-    def _replace_small(self, frame: Frame) -> None:
-        """Cut small slots from *frame* from now on; the one before is like any other then."""
-        old, self._small = self._small, frame
-        if old is not None and not old.pins:
-            if old not in self._kept:
-                self.free.add(old)
+    def wake(self) -> None:
+        """Have those who wait for memory look again."""
+        self._want.unpark_all()
+
+    def release(self, slot: Slot) -> None:
+        """Undo one pin of *slot*; a slot that holds nothing to be kept is free then."""
+        slot.unpin()
+        if not slot.pins:
+            if slot.tenant is None or not slot.tenant.kept:
+                self._free(slot)
             self._want.unpark()
 
-    async def direct_slot(self, size: int) -> Slot:
-        """Return a pinned slot of at least *size* bytes for one answer; see ``give_back``."""
-        if size > SMALL:
-            return (await self.frame()).take_large()
-        while True:
-            for slots in self._direct.values():
-                if slots:
-                    slot = slots.pop()
-                    slot.pin()
-                    return slot
-            frame = self.frame_nowait()
-            if frame is not None:
-                self._direct[frame] = [frame.take_small() for _ in range(SMALLS_IN_FRAME)]
-                frame.pins = 0
-            else:
-                await self._more()
+    def _block(self) -> Slot:
+        """Return a block, pinned, of the frame that was cut first of those that have some."""
+        frame, slots = next(iter(self._cut.items()))
+        slot = slots.pop()
+        if not slots:
+            del self._cut[frame]
+        slot.pin()
+        return slot
 
-    def give_back(self, slot: Slot) -> None:
-        """Take back a slot that was used for one answer."""
-        slots = self._direct.get(slot.frame)
-        if slots is None:
-            self.release(slot)
-            return
-        slots.append(slot)
-        slot.unpin()
-        self._want.unpark()
+    def _free_frame(self, large: bool) -> Frame | None:
+        self._recycle_spent()
+        frame = self.free.pop()
+        if frame is None:
+            return self._uncut() if large else None
+        if len(self.free) < 4 and len(self._spent) < SPENT_KEPT:
+            self._grow_soon()
+        return frame
 
-    def _idle_direct_frame(self) -> Frame | None:
-        """Return a frame whose slots for direct answers are all back."""
-        for frame in self._direct:
-            if not frame.pins:
-                del self._direct[frame]
-                self.free.add(frame)
-                return self.free.pop()
+    def _uncut(self) -> Frame | None:
+        """Return a frame all of whose blocks are free."""
+        for frame, slots in self._cut.items():
+            if len(slots) == len(frame.slots):
+                del self._cut[frame]
+                return frame
         return None
 
-    def drop(self, frames: Iterable[Frame]) -> None:
-        """Free *frames*, whose content nobody wants any more, as far as nobody is using them."""
-        for frame in frames:
-            if self._evictable(frame):
-                self._evict(frame)
-                self._want.unpark()
+    def _taken(self, frame: Frame, large: bool) -> Slot:
+        """Return a pinned slot of *frame*, which is free."""
+        slots = frame.cut(FRAME if large else self.block)
+        if len(slots) > 1:
+            self._cut[frame] = slots[::-1]
+            return self._block()
+        slots[0].pin()
+        return slots[0]
 
-    def _evict(self, frame: Frame) -> None:
-        self._kept.pop(frame, None)
-        self._spent.pop(frame, None)
-        for slot in frame.slots:
-            if slot.tenant is not None:
-                slot.tenant.evicted()
-                slot.tenant = None
+    def _free(self, slot: Slot) -> None:
+        """Take back *slot*, which nobody uses and which holds nothing."""
+        slot.tenant = None
+        frame = slot.frame
+        if slot.size == FRAME:
+            self.free.add(frame)
+            return
+        slots = self._cut.setdefault(frame, [])
+        slots.append(slot)
+        # One frame stays cut, for those who come and go.
+        if len(slots) == len(frame.slots) and len(self._cut) > 1:
+            del self._cut[frame]
+            self.free.add(frame)
+
+    # Eviction.
+
+    def _recycle_spent(self) -> None:
+        """Free one run that sequential readers have left behind, unless it was read again."""
+        while len(self._spent) > SPENT_KEPT:
+            run, uses = next(iter(self._spent.items()))
+            del self._spent[run]
+            if run.kept and run.uses == uses and not run.slot.pins:
+                del self._kept[run.key]
+                self._evict(run)
+                return
+
+    def _evicted(self, large: bool) -> Slot | None:
+        """Return a pinned slot that others had to leave, or None if they are all in use."""
+        for _ in range(_TRIES):
+            run = self._kept.evict(_unused)
+            if run is None:
+                break
+            frame = run.slot.frame
+            self._evict(run)
+            if large and not frame.pins:
+                self._empty(frame)
+            found = self.free.pop()
+            if found is not None:
+                return self._taken(found, large)
+            if not large and self._cut:
+                return self._block()
+        whole = self._uncut() if large else None
+        return self._taken(whole, True) if whole is not None else None
+
+    def _evict(self, run: Run) -> None:
         self.evictions += 1
-        self.free.add(frame)
+        self._let_go(run)
+
+    def _empty(self, frame: Frame) -> None:
+        """Evict whatever is left in *frame*, which nobody uses, and free it."""
+        for slot in frame.slots:
+            run = slot.tenant
+            if isinstance(run, Run):
+                self._kept.pop(run.key, None)
+                self._evict(run)
+        if self._cut.pop(frame, None) is not None:
+            self.free.add(frame)
+
+    # Memory.
 
     def _grow_soon(self) -> None:
         if not self._growing and self.arena.may_grow(self.key):
@@ -251,7 +285,7 @@ class DiskCache:
         try:
             await self._grow()
         except Exception as error:
-            # Whoever needs the frame meets the same error, and can be told; the mount goes on.
+            # Whoever needs the memory meets the same error, and can be told; the mount goes on.
             log.warning("%s: the cache cannot grow: %s", self.key, error)
         finally:
             self._growing = False
@@ -267,12 +301,10 @@ class DiskCache:
         Raises nothing: a worker that does not answer keeps its chunk.
         """
         for chunk in self.arena.chunks.get(self.key, ()):
-            if chunk.pinned() or any(frame is self._small for frame in chunk.frames):
+            if chunk.pinned():
                 continue
             for frame in chunk.frames:
-                self._direct.pop(frame, None)
-                if frame in self._kept:
-                    self._evict(frame)
+                self._empty(frame)
             self.free.remove_chunk(chunk)
             if await self.source.take_back(chunk.number):
                 self.arena.release(chunk)
@@ -285,6 +317,10 @@ class DiskCache:
         self.source.lend(chunk.number, chunk.fd, chunk.size)
         self.free.add_chunk(chunk)
         self._want.unpark_all()
+
+
+def _unused(run: Run) -> bool:
+    return not run.slot.pins
 
 
 class SectorCache:

@@ -1,93 +1,33 @@
-"""The sector cache: what was read from a disk, kept in the arena, and found again without a wait.
+"""The sector cache: what is known of an image's sectors, and getting what is not.
 
 ``ImageCache`` is what an image's readers use: ``read_nowait`` (a hit: no await, no copy), ``read``,
-``read_direct`` and ``prefetch``. Blocks of 64 KiB are the unit of its index; a *run* is what one
-request fetched: one block for a scattered read, up to a frame (1 MiB) for a stream. A block that is
-being fetched is in the index too, so that it is fetched once, however many ask.
+``read_direct`` and ``prefetch``. The unit of its index is a block (``Arena.block``); a *run* is
+what one request fetched: one block for a scattered read, up to a frame (1 MiB) for a stream. A
+block that is being fetched is in the index too, so that it is fetched once, however many ask.
 
-Invalidation is by epoch: it empties the index, and a fetch that was under way then is handed to the
-readers who waited for it (they began before) but not kept.
+Invalidation is by epoch: what it covers leaves the index, and a fetch that was under way then is
+handed to the readers who waited for it (they began before) but not kept.
 
 Cancellation: a reader that is cancelled leaves its fetch running, for the others who may wait for
 it. All of this runs on the trio thread.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Final
 
-import trio
-
-from vddkfs.cache.arena import FRAME, SMALL, Slot
+from vddkfs.cache import direct
+from vddkfs.cache.arena import FRAME, Slot
+from vddkfs.cache.counts import Counts
 from vddkfs.cache.frames import DiskCache
+from vddkfs.cache.runs import Run
+from vddkfs.cache.worth import Clusters, Worth
 from vddkfs.engines.base import SECTOR
-from vddkfs.engines.requests import Moved, ReadRequest
+from vddkfs.engines.requests import ReadRequest
 from vddkfs.errors import EngineError, VddkfsError
 
 FETCHES_AHEAD: Final = 24
 """Frames that read-ahead may have under way for one disk."""
-
-
-class Run:
-    """What one request fetched, or is fetching: [*start*, *end*) of an image, in bytes."""
-
-    __slots__ = ("end", "epoch", "error", "image", "pins", "ready", "slot", "start", "waiters")
-
-    def __init__(self, image: "ImageCache", start: int, end: int, slot: Slot) -> None:
-        self.image = image
-        self.start = start
-        self.end = end
-        self.slot = slot
-        self.pins = 0
-        self.epoch = image.epoch
-        self.ready = False
-        self.error: VddkfsError | None = None
-        self.waiters: trio.lowlevel.ParkingLot | None = None
-        slot.tenant = self
-
-    async def wait(self) -> None:
-        """Wait until the run is there. Raises what the fetch failed with."""
-        while not self.ready:
-            if self.error is not None:
-                raise self.error
-            if self.waiters is None:
-                self.waiters = trio.lowlevel.ParkingLot()
-            await self.waiters.park()
-
-    def done(self, error: VddkfsError | None) -> None:
-        """Take the answer to the request."""
-        image, disk = self.image, self.image.disk
-        if error is not None:
-            self.error = error
-        else:
-            self.ready = True
-        if error is not None or self.epoch != image.epoch:
-            image.forget(self)
-        else:
-            disk.keep(self.slot.frame)
-        if self.waiters is not None:
-            self.waiters.unpark_all()
-        disk.release(self.slot)
-
-    def evicted(self) -> None:
-        """Leave the index: the frame will hold something else."""
-        self.image.forget(self)
-
-    def moved(self) -> Moved:
-        """Leave the slot, which a lost worker may still write to, for a new one if there is one."""
-        disk, old = self.image.disk, self.slot
-        frame = disk.frame_at_once()
-        if frame is None:
-            # The request will fail, and undo its own pin; the memory stays out of use all the same.
-            old.pin()
-            return None, lambda: disk.release(old)
-        old.tenant = None
-        self.slot = frame.take_large()
-        self.slot.tenant = self
-        for _ in range(self.pins):
-            # Those who wait for this run hold a pin each, and will undo it on the new slot.
-            self.slot.pin()
-            old.unpin()
-        return self.slot, lambda: disk.release(old)
 
 
 class ImageCache:
@@ -97,11 +37,15 @@ class ImageCache:
         self.disk = disk
         self.image = image
         self.capacity = capacity
+        self.block = disk.block
         self.epoch = 0
-        self.hits = 0
-        self.misses = 0
-        self.coalesced = 0
-        self.prefetched = 0
+        self.counts = Counts()
+        self.worth = Worth()
+        """What it was worth to read ahead of streams."""
+        self.is_hole: Callable[[int, int], bool] = _no_hole
+        """Says of a range whether it is known to be zeros: nothing is fetched ahead there."""
+        self._clusters_worth = Worth()
+        self._clusters = Clusters(capacity, self._clusters_worth)
         self._index: dict[int, Run] = {}
 
     def read_nowait(self, start: int, end: int, spend: bool = False) -> memoryview | None:
@@ -110,16 +54,15 @@ class ImageCache:
         The view is valid until the next await. *spend* says that the reader goes forward and will
         not come back to a run that it has read to its end.
         """
-        run = self._index.get(start // SMALL)
+        run = self._index.get(start // self.block)
         if run is None or not run.ready:
             return None
         if end > run.end:
             return self._joined(run, start, end, spend)
-        self.hits += 1
-        frame = run.slot.frame
-        self.disk.touch(frame)
-        if spend and end == run.end and run.slot.size == FRAME:
-            self.disk.spent(frame)
+        self.counts.hits += 1
+        run.used(start, end)
+        if spend and end == run.end and run.large:
+            self.disk.spent(run)
         return run.slot.bytes(start - run.start, end - run.start)
 
     def _joined(self, run: Run, start: int, end: int, spend: bool) -> memoryview | None:
@@ -128,18 +71,18 @@ class ImageCache:
         A reader whose requests are out of step with the frames (it read a header first) needs two
         runs for each: joining them in fresh memory costs more than all the rest.
         """
-        after = self._index.get(run.end // SMALL)
+        after = self._index.get(run.end // self.block)
         if after is None or not after.ready or end > after.end:
             return None
-        self.hits += 1
+        self.counts.hits += 1
         room = self.disk.joining
         cut = run.end - start
         room[:cut] = run.slot.bytes(start - run.start, run.end - run.start)
         room[cut : end - start] = after.slot.bytes(run.end - after.start, end - after.start)
         for one in (run, after):
-            self.disk.touch(one.slot.frame)
-            if spend and end >= one.end and one.slot.size == FRAME:
-                self.disk.spent(one.slot.frame)
+            one.used(max(start, one.start), min(end, one.end))
+            if spend and end >= one.end and one.large:
+                self.disk.spent(one)
         return room[: end - start]
 
     async def read(self, start: int, end: int, large: bool) -> memoryview | bytes:
@@ -151,11 +94,14 @@ class ImageCache:
         Raises VddkfsError if a fetch fails: of this range, not of what would have been fetched
         along with it. Cancellation leaves the fetches running.
         """
+        began = time.perf_counter()
         try:
-            return await self._read_runs(start, end, large or end - start > SMALL, large)
+            return await self._read_runs(start, end, large or end - start > self.block, large)
         except EngineError:
             # Some part of a run is damaged; it may not be the part that was asked for.
             return await self.read_direct(start, end)
+        finally:
+            self.disk.waits.observe(time.perf_counter() - began)
 
     async def _read_runs(
         self, start: int, end: int, large: bool, spend: bool
@@ -168,8 +114,8 @@ class ImageCache:
             run = await self._run_at(start, large)  # which may reach further than the one before
         if end <= run.end:
             part = await self._part(run, start, end)
-            if spend and end == run.end and run.slot.size == FRAME:
-                self.disk.spent(run.slot.frame)
+            if spend and end == run.end and run.large:
+                self.disk.spent(run)
             return part
         # Have the rest fetched meanwhile, as far as there is memory; nothing is held for it, so
         # that readers who need several frames each cannot wait for one another. A run that is
@@ -178,7 +124,7 @@ class ImageCache:
         parts = []
         if run.ready:
             parts.append(bytes(await self._part(run, start, run.end)))
-        self.prefetch(run.end, end, _no_hole)
+        self._begin(run.end, end)
         if not parts:
             parts.append(bytes(await self._part(run, start, run.end)))
         while run.end < end:
@@ -190,7 +136,7 @@ class ImageCache:
     async def _wait_for_two(self, run: Run, start: int, end: int, spend: bool) -> memoryview | None:
         """Have *run* and its neighbour fetched, and join them; None if one of them went away."""
         if not run.ready:
-            self.prefetch(run.end, end, _no_hole)
+            self._begin(run.end, end)
             await self._part(run, start, run.end)
         after = await self._run_at(run.end, True)
         if end > after.end:
@@ -199,12 +145,14 @@ class ImageCache:
         return self.read_nowait(start, end, spend)
 
     async def _run_at(self, position: int, large: bool) -> Run:
-        run = self._index.get(position // SMALL)
+        run = self._index.get(position // self.block)
         if run is None:
-            self.misses += 1
+            self.counts.misses += 1
+            self.worth.missed()
+            self._clusters_worth.missed()
             return await self._fetch(position, large)
-        self.hits += run.ready
-        self.coalesced += not run.ready
+        self.counts.hits += run.ready
+        self.counts.coalesced += not run.ready
         return run
 
     async def _part(self, run: Run, start: int, end: int) -> memoryview:
@@ -214,6 +162,7 @@ class ImageCache:
             if not run.ready:
                 self.disk.source.poll()
                 await run.wait()
+            run.used(start, end)
             return run.slot.bytes(start - run.start, end - run.start)
         finally:
             run.pins -= 1
@@ -226,75 +175,125 @@ class ImageCache:
         """
         first = start - start % SECTOR
         last = min(end + -end % SECTOR, self.capacity)
+        self.counts.direct_bytes += last - first
+        self.counts.fetched_bytes += last - first
         if last - first <= FRAME:
-            slot = await self._fetch_direct(first, last)
-            self.disk.give_back(slot)
+            slot = await direct.fetch(self.disk, self.image, first, last)
             return slot.bytes(start - first, end - first)
         parts = []
         for piece in range(first, last, FRAME):
-            slot = await self._fetch_direct(piece, min(piece + FRAME, last))
-            self.disk.give_back(slot)
-            parts.append(bytes(slot.bytes(0, min(FRAME, last - piece))))
+            until = min(piece + FRAME, last)
+            slot = await direct.fetch(self.disk, self.image, piece, until)
+            parts.append(bytes(slot.bytes(0, until - piece)))
         return memoryview(b"".join(parts))[start - first : end - first]
 
-    def prefetch(self, start: int, end: int, is_hole: Callable[[int, int], bool]) -> int:
+    def prefetch(self, start: int, end: int) -> int:
         """Begin to fetch the frames of [*start*, *end*) that are not there and not known holes.
 
         Returns the offset where it stopped: *end*, or less where memory or the disk is busy.
+        """
+        return self._begin(start, end, self.worth)
+
+    def _begin(self, start: int, end: int, worth: Worth | None = None) -> int:
+        """Begin to fetch frames: as a guess on the account *worth*, or for one who waits for them.
+
+        Returns the offset where it stopped.
         """
         disk = self.disk
         for position in range(start - start % FRAME, end, FRAME):
             if disk.wanted or disk.fetches_ahead >= FETCHES_AHEAD:
                 return position
             last = min(position + FRAME, self.capacity)
-            if position // SMALL in self._index or is_hole(position, last):
+            if self._is_there(position, last):
                 continue
-            frame = disk.frame_nowait()
-            if frame is None:
+            if worth is not None and self.is_hole(position, last):
+                continue
+            slot = disk.slot_nowait(FRAME)
+            if slot is None:
                 return position
             disk.fetches_ahead += 1
-            self.prefetched += 1
-            self._start(Run(self, position, last, frame.take_large()), ahead=True)
+            self._start(self._run(position, last, slot), self._ahead_done, worth)
         return end
 
-    def invalidate(self) -> None:
-        """Forget everything; what is being fetched now will not be kept."""
+    def _is_there(self, start: int, end: int) -> bool:
+        """Say whether all blocks of [*start*, *end*) are in the index."""
+        index = self._index
+        return all(block in index for block in range(start // self.block, -(-end // self.block)))
+
+    # Freshness.
+
+    def invalidate(self, start: int = 0, end: int | None = None) -> None:
+        """Forget [*start*, *end*), or everything; what is being fetched now will not be kept."""
         self.epoch += 1
-        frames = {run.slot.frame for run in self._index.values()}
-        self._index.clear()
-        self.disk.drop(frames)
+        self.counts.invalidations += 1
+        index = self._index
+        if start <= 0 and (end is None or end >= self.capacity):
+            self._index = {}
+            self.disk.drop(_distinct(index))
+            return
+        last = self.capacity if end is None else min(end, self.capacity)
+        blocks = range(max(start, 0) // self.block, -(-last // self.block))
+        # The range may be far larger than what is cached of the image, or far smaller.
+        numbers = blocks if len(blocks) < len(index) else [n for n in index if n in blocks]
+        runs = _distinct({number: index[number] for number in numbers if number in index})
+        for run in runs:
+            self.forget(run)
+        self.disk.drop(runs)
 
     def forget(self, run: Run) -> None:
         """Take *run* out of the index."""
         index = self._index
-        for block in range(run.start // SMALL, -(-run.end // SMALL)):
+        for block in range(run.start // self.block, -(-run.end // self.block)):
             if index.get(block) is run:
                 del index[block]
 
+    # Fetching.
+
     async def _fetch(self, position: int, large: bool) -> Run:
-        size = FRAME if large else SMALL
+        size = FRAME if large else self.block
         slot = await self.disk.slot(size)
-        found = self._index.get(position // SMALL)
+        found = self._index.get(position // self.block)
         if found is not None:
             # Somebody else began it while this task waited for memory.
             self.disk.release(slot)
             return found
         start = position - position % size
-        run = Run(self, start, min(start + size, self.capacity), slot)
-        self._start(run)
+        run = self._run(start, min(start + size, self.capacity), slot)
+        self._start(run, _done)
+        if not large:
+            self._begin(*self._clusters.miss(start, size), self._clusters_worth)
         return run
 
-    def _start(self, run: Run, ahead: bool = False) -> None:
+    def _run(self, start: int, end: int, slot: Slot) -> Run:
+        return Run(self, self.disk, self.image, start, end, slot, self.block)
+
+    def _start(
+        self,
+        run: Run,
+        done: Callable[[Run], Callable[[VddkfsError | None], None]],
+        worth: Worth | None = None,
+    ) -> None:
+        """Have *run* fetched: as a guess on the account *worth*, if there is one."""
         index = self._index
-        for block in range(run.start // SMALL, -(-run.end // SMALL)):
-            index.setdefault(block, run)
+        first = run.start // self.block
+        mine = 0
+        for block in range(first, -(-run.end // self.block)):
+            if index.setdefault(block, run) is run:
+                mine |= 1 << (block - first)
+        size = run.end - run.start
+        self.counts.fetched_bytes += size
+        if worth is not None:
+            run.worth, run.unread = worth, mine
+            unread = self._bytes(mine)
+            self.counts.ahead_bytes += unread
+            worth.issued(unread)
         self.disk.source.submit_read(
             ReadRequest(
                 self.image,
                 run.start // SECTOR,
-                (run.end - run.start) // SECTOR,
+                size // SECTOR,
                 run.slot,
-                self._ahead_done(run) if ahead else run.done,
+                done(run),
                 run.moved,
             )
         )
@@ -306,73 +305,39 @@ class ImageCache:
 
         return done
 
-    async def _fetch_direct(self, start: int, end: int) -> Slot:
-        """Return the slot into which [*start*, *end*) was read; the caller gives it back."""
-        slot = await self.disk.direct_slot(end - start)
-        answer = _Answer(slot, self.disk)
-        self.disk.source.submit_read(
-            ReadRequest(
-                self.image,
-                start // SECTOR,
-                (end - start) // SECTOR,
-                slot,
-                answer.done,
-                answer.moved,
-                direct=True,
-            )
-        )
-        self.disk.source.poll()
-        return await answer.wait()
+    # What it was worth to fetch ahead.
+
+    def ahead_used(self, run: Run, start: int, end: int) -> None:
+        """Note that [*start*, *end*) of *run* is read."""
+        first = (start - run.start) // self.block
+        last = -(-(end - run.start) // self.block)
+        read = run.unread & ((1 << last) - (1 << first))
+        if read and run.worth is not None:
+            run.unread ^= read
+            size = self._bytes(read)
+            self.counts.ahead_used_bytes += size
+            run.worth.used(size)
+
+    def ahead_over(self, run: Run) -> None:
+        """Note that what is unread of *run* will not be read."""
+        size = self._bytes(run.unread)
+        run.unread = 0
+        self.counts.ahead_wasted_bytes += size
+        if run.worth is not None:
+            run.worth.wasted(size)
+
+    def _bytes(self, blocks: int) -> int:
+        return blocks.bit_count() * self.block
+
+
+def _done(run: Run) -> Callable[[VddkfsError | None], None]:
+    return run.done
 
 
 def _no_hole(_start: int, _end: int) -> bool:
     return False
 
 
-class _Answer:
-    """The answer to one direct read; once nobody waits for it, the slot goes back by itself."""
-
-    __slots__ = ("disk", "error", "finished", "left", "lost", "slot", "task")
-
-    def __init__(self, slot: Slot, disk: DiskCache) -> None:
-        self.slot = slot
-        self.disk = disk
-        self.error: VddkfsError | None = None
-        self.finished = False
-        self.left = False
-        self.lost = False
-        self.task: trio.lowlevel.Task | None = None
-
-    def done(self, error: VddkfsError | None) -> None:
-        self.error = error
-        self.finished = True
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
-        elif self.left and not self.lost:
-            self.disk.give_back(self.slot)
-
-    def moved(self) -> Moved:
-        disk, old = self.disk, self.slot
-        frame = disk.frame_at_once()
-        if frame is None:
-            self.lost = True
-            return None, lambda: disk.give_back(old)
-        self.slot = frame.take_large()
-        return self.slot, lambda: disk.give_back(old)
-
-    async def wait(self) -> Slot:
-        if not self.finished:
-            self.task = trio.lowlevel.current_task()
-
-            def abort(_: object) -> trio.lowlevel.Abort:
-                self.task = None
-                self.left = True
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        if self.error is not None:
-            if not self.lost:
-                self.disk.give_back(self.slot)
-            raise self.error
-        return self.slot
+def _distinct(index: dict[int, Run]) -> Iterable[Run]:
+    """Return each run of *index* once."""
+    return list(dict.fromkeys(index.values()))

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from vddkfs.disks.describe import describe_source
+from vddkfs.observe.summary import human
 from vddkfs.options import parse_options
 from vddkfs.source import open_source
 
@@ -40,15 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_lines(found)
     return 0
-
-
-def human(count: int) -> str:
-    """Return *count* bytes as a person reads it: "200 GiB", "1.5 MiB"."""
-    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{value:.1f}".removesuffix(".0") + " " + units[0]
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:

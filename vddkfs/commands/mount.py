@@ -140,8 +140,7 @@ def _become_daemon(source: Source, place: str, options: MountOptions, tell: int)
     try:
         os.setsid()
         os.chdir("/")
-        # A background daemon has no terminal that could hang up, and a mount must outlive a
-        # stray SIGHUP.
+        # Until the mount is there: SIGHUP then has old content dropped.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         _close_all_but({tell, *(plan.secret for plan in source.workers if plan.secret >= 0)})
         _serve(source, place, options, foreground=False, ready=ready)

@@ -6,7 +6,8 @@ import select
 
 from vddkfs.control import ask
 from vddkfs.errors import DaemonDied, MountBusy, NotMounted
-from vddkfs.mounts import FILE_SYSTEM, holders, mounted_at, unmount
+from vddkfs.mountinfo import FILE_SYSTEM
+from vddkfs.mounts import holders, mounted_at, unmount
 from vddkfs.state import canonical, log_path, socket_path
 
 SUMMARY = "unmount, and wait for the daemon to be gone"

@@ -74,7 +74,7 @@ def describe_disk(
     shown = {
         image.number: {
             "image": f"chain/{image.number}.raw",
-            "cache_policy": policy(image.frozen),
+            "cache_policy": image.policy.value,
         }
         for image in disk.images
     }
@@ -95,8 +95,3 @@ def describe_disk(
             for number, link in enumerate(disk.links)
         ],
     }
-
-
-def policy(frozen: bool) -> str:
-    """Return the word for how an image is cached (see the manual, Semantics)."""
-    return "immutable" if frozen else "close-to-open"

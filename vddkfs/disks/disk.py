@@ -11,18 +11,20 @@ images of a disk in one worker, VDDK has one for each connection.
 import errno
 import functools
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 
 import trio
 
 from vddkfs.cache.arena import FRAME
+from vddkfs.cache.coherence import policy
 from vddkfs.cache.frames import DiskCache, SectorCache
 from vddkfs.disks.coalesce import Coalesced
 from vddkfs.disks.image import Image
 from vddkfs.disks.vm import Chain, ImagePlan
-from vddkfs.engines.base import LinkIdentity
+from vddkfs.engines.base import LinkIdentity, Step
 from vddkfs.engines.client import WorkerClient
-from vddkfs.errors import StaleImage
+from vddkfs.errors import StaleImage, VddkfsError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,10 @@ class Channel:
 
 
 class Disk:
-    """One chain. *clients* are the mount's workers, by the numbers that the chain's images name."""
+    """One chain. *clients* are the mount's workers, by the numbers that the chain's images name.
+
+    *mode* is the mount option ``cache`` (see ``vddkfs.cache.coherence.policy``).
+    """
 
     def __init__(
         self,
@@ -56,8 +61,10 @@ class Disk:
         nursery: trio.Nursery,
         cache: SectorCache,
         read_ahead: int,
+        mode: str = "auto",
     ) -> None:
         self.name = chain.name
+        self._mode = mode
         self.links = chain.links
         self.live = chain.live
         self._numbers = [plan.number for plan in chain.images]
@@ -82,7 +89,7 @@ class Disk:
             f"{self.name}/chain/{plan.number}.raw",
             self.links[: plan.number + 1],
             index=plan.index,
-            frozen=plan.number != self.live,
+            policy=policy(plan.number != self.live, self._mode),
             client=channel.client,
             cache=channel.cache,
             revalidate=self._revalidated[plan.worker],
@@ -116,7 +123,15 @@ class Disk:
         A change of a frozen link, or a replaced live one, makes the images above it another disk:
         their open files get ESTALE, and files opened after this call show the new one.
         """
-        now = channel.identities(await channel.client.revalidate())
+        if self._mode == "auto":
+            found = await channel.client.revalidate()
+        else:
+            found = (await channel.client.renew()).identities
+        await self._look(channel, found)
+
+    async def _look(self, channel: Channel, identities: Sequence[LinkIdentity]) -> None:
+        """Compare what the worker of *channel* has found with what was mounted."""
+        now = channel.identities(identities)
         if self._changed(now):
             await channel.client.reopen()
         elif self.live in now and now[self.live] != self._identities[self.live]:
@@ -126,6 +141,49 @@ class Disk:
             self._identities[self.live] = found
             self.top.modified(found)
         self._check_capacities()
+
+    async def invalidate(
+        self, images: Collection[Image], start: int = 0, end: int | None = None
+    ) -> list[Step]:
+        """Have nothing older than this call served of *images*, but from the kernel's own pages.
+
+        What is cached of [*start*, *end*) (in bytes; by default everything) is dropped; a worker
+        drops all that it has. Images that turn out to be another disk are superseded. Where the
+        source cannot be asked that is a step that is not done; the cache is dropped all the same,
+        so that later reads ask the source, or fail.
+        """
+        wanted = {image.number for image in images}
+        channels = [
+            channel
+            for channel in self._channels.values()
+            if any(plan.number in wanted for plan in channel.images)
+        ]
+        steps: list[Step] = []
+
+        async def renew(channel: Channel) -> None:
+            steps.extend(await self._renewed(channel))
+
+        # All of them before anything is dropped: what one worker still reads could fill a page of
+        # a device that another reads from next.
+        async with trio.open_nursery() as nursery:
+            for channel in channels:
+                nursery.start_soon(renew, channel)
+        for image in images:
+            steps += _dropped(image, start, end)
+        return steps
+
+    async def _renewed(self, channel: Channel) -> list[Step]:
+        """Have a worker know nothing of before; return what was done, or why it was not."""
+        began = time.perf_counter()
+        steps: list[Step] = []
+        try:
+            renewal = await channel.client.renew()
+            steps += renewal.steps
+            await self._look(channel, renewal.identities)
+        except VddkfsError as error:
+            seconds = time.perf_counter() - began
+            steps.append(Step("library", channel.client.name, str(error), seconds, done=False))
+        return steps
 
     def opened(self, worker: int, identities: Sequence[LinkIdentity]) -> None:
         """Look at what a new process of *worker* has opened, before anybody reads from it.
@@ -171,3 +229,16 @@ class Disk:
                     advice="mount again to see the disk as it is now",
                     errno=errno.ESTALE,
                 )
+
+
+def _dropped(image: Image, start: int, end: int | None) -> list[Step]:
+    """Drop what the daemon keeps of an image."""
+    began = time.perf_counter()
+    had_map = image.map is not None
+    image.drop(start, end)
+    seconds = time.perf_counter() - began
+    told = "the allocation map is dropped" if had_map else "there was no allocation map"
+    return [
+        Step("tables", image.name, told, 0.0),
+        Step("cache", image.name, "what was cached is dropped", seconds),
+    ]

@@ -14,8 +14,9 @@ from typing import Final
 
 import trio
 
+from vddkfs.cache.coherence import Policy
 from vddkfs.cache.frames import DiskCache
-from vddkfs.cache.readahead import ReadAhead
+from vddkfs.cache.readahead import Stream, Streams
 from vddkfs.cache.sector_cache import ImageCache
 from vddkfs.disks.extents import ExtentMap
 from vddkfs.disks.partitions import PartitionTable, parse
@@ -34,21 +35,24 @@ _ZEROS: Final = memoryview(bytes(2 * 1024 * 1024))
 
 
 class Handle:
-    """An open file on an image. It serves what the image was when it was opened, or ESTALE."""
+    """An open file on an image. It serves what the image was when it was opened, or ESTALE.
 
-    __slots__ = ("direct", "generation", "image", "keep_cache", "stream")
+    *direct* reads go past the cache; *keep_cache*: the kernel may keep the pages of before.
+    """
+
+    __slots__ = ("direct", "generation", "image", "keep_cache", "streams")
 
     def __init__(self, image: "Image", direct: bool, keep_cache: bool, read_ahead: int) -> None:
         self.image = image
         self.generation = image.generation
         self.direct = direct
         self.keep_cache = keep_cache
-        self.stream = ReadAhead(image.capacity, read_ahead)
+        self.streams = Streams(image.capacity, read_ahead, image.cache.worth)
 
 
 class Image:
-    """*links*, base first, composed. *name* is what messages call it; *frozen*: nobody writes it;
-    *index* is its number for the worker.
+    """*links*, base first, composed. *name* is what messages call it; *policy* says what is kept of
+    it; *index* is its number for the worker. *read_ahead* is how far to read ahead, in bytes.
 
     *revalidate* compares the source with what it was, and calls ``supersede`` or ``modified``.
     """
@@ -59,7 +63,7 @@ class Image:
         links: Sequence[LinkInfo],
         *,
         index: int,
-        frozen: bool,
+        policy: Policy,
         client: WorkerClient,
         cache: DiskCache,
         revalidate: Callable[[], Awaitable[None]],
@@ -71,10 +75,11 @@ class Image:
         self.number = len(links) - 1
         self._index = index
         self.capacity = links[-1].capacity * SECTOR
-        self.frozen = frozen
+        self.policy = policy
         self.generation = 0
         self.mtime_ns = max(link.mtime_ns for link in links)
         self.cache = ImageCache(cache, index, self.capacity)
+        self.cache.is_hole = self.is_hole
         self.map: ExtentMap | None = None
         self.superseded: Callable[[], None] = _nobody
         """Called when the image has become another disk, so that nothing old is shown above it."""
@@ -92,11 +97,12 @@ class Image:
         Raises VddkfsError if the source cannot be read any more.
         """
         await self._revalidate()
-        if not self.frozen:
-            self._refresh()
+        if not self.policy.lasts:
+            self.drop()
         self.want_map()
         # A frozen image that changed has become another inode: the kernel has nothing old of it.
-        return Handle(self, direct, self.frozen, self._read_ahead)
+        past = direct or not self.policy.caches
+        return Handle(self, past, self.policy.lasts, self._read_ahead)
 
     async def read(self, handle: Handle, start: int, size: int) -> memoryview | bytes:
         """Return the *size* bytes from *start*; less only at the image's end.
@@ -112,22 +118,25 @@ class Image:
         if handle.direct:
             data = await self.cache.read_direct(start, end)
         else:
-            found = self._read_at_once(handle.stream, start, end)
+            stream = handle.streams.access(start, end)
+            found = self._read_at_once(stream, start, end)
             if found is not None:
                 return found
-            data = await self.cache.read(start, end, handle.stream.sequential)
+            stream.waited()
+            data = await self.cache.read(start, end, stream.sequential)
         if handle.generation != self.generation:
             raise self._stale()
         return data
 
-    def _read_at_once(self, stream: ReadAhead, start: int, end: int) -> memoryview | None:
+    def _read_at_once(self, stream: Stream, start: int, end: int) -> memoryview | None:
         # What is fetched ahead may take the place of what a view shows: it comes before the view.
-        first, last = stream.access(start, end)
+        first, last = stream.ahead
         if first < last:
-            stopped = self.cache.prefetch(first, last, self.is_hole)
+            stopped = self.cache.prefetch(first, last)
             if stopped < last:
                 stream.took(stopped)
-        if self.is_hole(start, end) and end - start <= len(_ZEROS):
+        if self._zeros is not None and end - start <= len(_ZEROS) and self.is_hole(start, end):
+            self.cache.counts.zero_bytes += end - start
             return _ZEROS[: end - start]
         return self.cache.read_nowait(start, end, stream.sequential)
 
@@ -197,7 +206,7 @@ class Image:
                 found = await self._fetched_map()
                 if epoch == self.cache.epoch:
                     self.map = found
-                    self._zeros = found if self.frozen else None
+                    self._zeros = found if self.policy.lasts else None
         finally:
             self._fetching = None
             fetched.set()
@@ -254,11 +263,12 @@ class Image:
     def supersede(self) -> None:
         """Note that the source is another disk now: handles of before get ESTALE."""
         self.generation += 1
-        self._refresh()
+        self.drop()
         self.superseded()
 
-    def _refresh(self) -> None:
-        self.cache.invalidate()
+    def drop(self, start: int = 0, end: int | None = None) -> None:
+        """Forget what is cached of [*start*, *end*), or of everything, and the allocation map."""
+        self.cache.invalidate(start, end)
         self.map = None
         self._zeros = None
 

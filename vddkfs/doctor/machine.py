@@ -13,10 +13,10 @@ from typing import Final
 
 import msgspec
 
-from vddkfs.commands.info import human
 from vddkfs.doctor.rows import Row
 from vddkfs.errors import AccessDenied, VddkfsError
 from vddkfs.mounts import FUSE_DEVICE, check_fuse
+from vddkfs.observe.summary import human
 from vddkfs.options import MountOptions, default_cache_size
 from vddkfs.state import state_folder
 

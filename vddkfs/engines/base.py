@@ -139,13 +139,17 @@ class EngineFacts(msgspec.Struct, frozen=True):
 
 
 class CallCount(msgspec.Struct, frozen=True):
-    """What one function of the library did: calls, failures, their seconds, bytes they moved."""
+    """What one function of the library did: calls, failures, their seconds, bytes they moved.
+
+    *buckets* are those of a Histogram of the calls' times.
+    """
 
     name: str
     count: int
     failures: int
     seconds: float
     bytes: int
+    buckets: tuple[int, ...] = ()
 
 
 class EngineReport(msgspec.Struct, frozen=True):
@@ -204,7 +208,7 @@ Done = Callable[[Exception | None], None]
 class Engine(Protocol):
     """What the worker's main thread asks of any engine. Any method may raise a VddkfsError.
 
-    ``revalidate`` and ``close`` never overlap a read.
+    ``revalidate``, ``renew`` and ``close`` never overlap a read.
     """
 
     def identities(self) -> Sequence[LinkIdentity]:
@@ -221,6 +225,14 @@ class Engine(Protocol):
 
         Looks at the paths again, so a replaced file shows. Raises if a link cannot be opened any
         more.
+        """
+
+    def renew(self) -> Renewal:
+        """Know nothing of before: drop all that is kept of every image, frozen ones too.
+
+        From the source up: what block devices of this machine keep, then what a library keeps, then
+        tables. No read that begins later brings anything older than this call, but for what the
+        steps say is not done. Raises as ``revalidate`` does.
         """
 
     def close(self) -> None:

@@ -40,7 +40,9 @@ class VddkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vddk"):
     *libdir* is the library's kit, or empty for the usual places; *vddk_config* the operator's own
     configuration file for it. *keepalive* and *idle_close* are in seconds, 0 is never.
     *shared_directory* is where the workers of this machine have their locks; *max_sessions* bounds
-    theirs to the server, 0 does not. *debug* has the library say more.
+    theirs to the server, 0 does not. *san_devices* are the block devices whose pages are dropped,
+    in the place of those that the library has open for SAN; with *drop_caches* all pages of this
+    machine are, where that is not possible. *debug* has the library say more.
     """
 
     images: tuple[VddkImage, ...]
@@ -59,6 +61,8 @@ class VddkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vddk"):
     idle_close: float = 0.0
     shared_directory: str = ""
     max_sessions: int = 0
+    san_devices: tuple[str, ...] = ()
+    drop_caches: bool = False
     debug: bool = False
 
     uses_library: ClassVar[bool] = True

@@ -106,7 +106,8 @@ class Pending:
         request.id = next(self._ids)
         header, body = request.packet()
         request.sent = now
-        latest = request.born + self._patience.retry_budget
+        budget = self._patience.retry_budget
+        latest = request.born + (max(budget, request.timeout) if request.long else budget)
         request.deadline = min(now + request.timeout, max(latest, now + TICK))
         try:
             if body or request.fd >= 0:
@@ -168,7 +169,10 @@ class Pending:
             return
         now = trio.current_time()
         self.last_activity = now
-        self._quick = now - request.sent < 4 * POLL_SECONDS
+        took = now - request.sent
+        self._quick = took < 4 * POLL_SECONDS
+        if isinstance(request, ReadRequest):
+            self.counters.reads.observe(took)
         if not status:
             self.useful = self.useful or not isinstance(request, Loan)
             request.finish(None, packet, fd)

@@ -10,7 +10,14 @@ import traceback
 from collections.abc import Sequence
 from typing import Final
 
-from vddkfs.engines.base import BlockingEngine, Done, EngineReport, LinkIdentity, MapSlice
+from vddkfs.engines.base import (
+    BlockingEngine,
+    Done,
+    EngineReport,
+    LinkIdentity,
+    MapSlice,
+    Renewal,
+)
 from vddkfs.errors import VddkfsError
 
 READ_THREADS: Final = 8
@@ -98,6 +105,10 @@ class PooledEngine:
     def revalidate(self) -> Sequence[LinkIdentity]:
         """Have the engine look at its links again."""
         return self._engine.revalidate()
+
+    def renew(self) -> Renewal:
+        """Have the engine drop all that it keeps."""
+        return self._engine.renew()
 
     def close(self) -> None:
         """Close the engine."""

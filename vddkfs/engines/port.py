@@ -10,7 +10,7 @@ from typing import TypeVar
 import trio
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import EngineReport, LinkIdentity, MapSlice
+from vddkfs.engines.base import EngineReport, LinkIdentity, MapSlice, Renewal
 from vddkfs.engines.config import EngineConfig
 from vddkfs.engines.pending import Pending
 from vddkfs.engines.protocol import MapQuery, Op
@@ -99,11 +99,22 @@ class WorkerPort:
 
         What it keeps of a live link (tables, a handle) is dropped.
         """
-        # A remote disk may have to be opened anew for that.
-        patience = self._patience
-        seconds = patience.open_timeout if self.config.uses_library else patience.op_timeout
-        call = Call(Op.REVALIDATE, seconds)
+        call = Call(Op.REVALIDATE, self._opening_seconds)
         return await self._ask(call, protocol.decode_identities)
+
+    async def renew(self) -> Renewal:
+        """Have the worker know nothing of before; return what its images are now, and the steps.
+
+        No read that is asked for later brings anything older than this call, but for what the steps
+        say is not done. Raises VddkfsError.
+        """
+        return await self._ask(Call(Op.RENEW, self._opening_seconds), protocol.decode_renewal)
+
+    @property
+    def _opening_seconds(self) -> float:
+        """How long a call may take for which a remote disk may have to be opened anew."""
+        patience = self._patience
+        return patience.open_timeout if self.config.uses_library else patience.op_timeout
 
     async def report(self) -> EngineReport:
         """Return what the engine tells of itself, nothing if no process serves.

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from vddkfs.engines.base import EngineReport, LinkIdentity, MapSlice
+from vddkfs.engines.base import EngineReport, LinkIdentity, MapSlice, Renewal
 from vddkfs.errors import ALL_ERRORS, EngineError, Retry, VddkfsError
 
 
@@ -45,10 +45,11 @@ class Op(IntEnum):
     STOP = 7  # no reply: the worker ends
     DESCRIBE = 8  # body: VddkConfig; reply: Description
     REPORT = 9  # reply: EngineReport
+    RENEW = 10  # reply: Renewal
 
 
 DIRECT: Final = 1
-"""Flag of READ: use no cached table of a live link."""
+"""Flag of READ: use no cached table of a live link, and no page of a block device."""
 BODY_IN_FD: Final = 128
 
 REQUEST: Final = struct.Struct("<BBHIQQII")
@@ -146,6 +147,11 @@ def decode_identities(body: bytes) -> tuple[LinkIdentity, ...]:
 def decode_report(body: bytes) -> EngineReport:
     """Return the reply to REPORT."""
     return msgspec.msgpack.decode(body, type=EngineReport)
+
+
+def decode_renewal(body: bytes) -> Renewal:
+    """Return the reply to RENEW."""
+    return msgspec.msgpack.decode(body, type=Renewal)
 
 
 def decode_map(body: bytes) -> MapSlice:

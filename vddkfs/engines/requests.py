@@ -7,6 +7,7 @@ from typing import Protocol
 import trio
 
 from vddkfs.engines import protocol
+from vddkfs.engines.histogram import Histogram
 from vddkfs.engines.protocol import Op
 from vddkfs.errors import VddkfsError, WorkerFailed
 
@@ -36,6 +37,9 @@ class Request:
     """Whether it is sent to another process when the one that has it is lost."""
     most_losses = math.inf
     """How many processes may be lost with it before it is given up."""
+    long = False
+    """Whether one process may take all of the timeout for it, also where that is longer than the
+    budget: to open a disk may take minutes."""
 
     def __init__(self, timeout: float) -> None:
         self.id = 0
@@ -150,6 +154,8 @@ class Call(Request):
 
     __slots__ = ("_body", "_error", "_event", "_fields", "_op", "_reply")
 
+    long = True
+
     def __init__(self, op: Op, timeout: float, body: bytes = b"", **fields: int) -> None:
         super().__init__(timeout)
         self._op = op
@@ -194,6 +200,8 @@ class MapCall(Call):
 
     __slots__ = ()
 
+    long = False
+
     most_losses = 3
 
 
@@ -227,9 +235,12 @@ class Patience:
 
 
 class Counters:
-    """What happened to a worker since the mount began, for status and metrics."""
+    """What happened to a worker since the mount began, for status and metrics.
 
-    __slots__ = ("errors", "requests", "resent", "restarts", "starts")
+    ``reads`` has the times from sending each read to its answer, whatever that was.
+    """
+
+    __slots__ = ("errors", "reads", "requests", "resent", "restarts", "starts")
 
     def __init__(self) -> None:
         self.starts = 0
@@ -237,6 +248,7 @@ class Counters:
         self.requests = 0
         self.resent = 0
         self.errors = 0
+        self.reads = Histogram()
 
 
 def nothing() -> None:

@@ -214,6 +214,9 @@ class Worker:
         if op == Op.REVALIDATE:
             self._engine.drain()
             return protocol.encode(tuple(self._engine.revalidate()))
+        if op == Op.RENEW:
+            self._engine.drain()
+            return protocol.encode(self._engine.renew())
         raise EngineError(f"unknown operation {op}")
 
     def _config(self, packet: bytes, fd: int) -> EngineConfig:

@@ -14,6 +14,7 @@ void set_wanted(unsigned background, int auto_inval);
 unsigned agreed_value(int which);
 int reply_lseek(uint64_t req, int64_t offset);
 int reply_error(uint64_t req, int error);
+int notify_inode(uint64_t ino, int64_t offset, int64_t length);
 const char *library_version(void);
 extern "Python" void vddkfs_on_lseek(
     uint64_t req, uint64_t ino, uint64_t fh, int64_t offset, int whence);

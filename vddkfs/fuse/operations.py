@@ -11,13 +11,13 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, ParamSpec, TypeVar
-
-import trio
 
 from vddkfs.disks.image import Handle
 from vddkfs.errors import EngineError, VddkfsError
+from vddkfs.fuse.read_only import ReadOnly
+from vddkfs.fuse.served import Served
 from vddkfs.fuse.tree import Folder, Node, Text, Tree, Window
 from vddkfs.options import MountOptions
 
@@ -57,7 +57,7 @@ def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
     return guard
 
 
-class Operations(pyfuse3.Operations):
+class Operations(ReadOnly):
     """The handlers of one mount."""
 
     supports_dot_lookup = True
@@ -77,7 +77,9 @@ class Operations(pyfuse3.Operations):
         self._tree = tree
         self._options = options
         self._capacity = capacity
-        self._handles: dict[int, tuple[Window, Handle] | bytes] = {}
+        self.served: dict[str, Served] = {}
+        """What was read of each image, by its name; of those that were opened."""
+        self._handles: dict[int, tuple[Window, Handle, Served] | bytes] = {}
         self._folders: dict[int, tuple[Folder, list[tuple[str, Node]]]] = {}
         self._next_handle = 1
         self._told: dict[tuple[str, str, int], float] = {}
@@ -115,7 +117,7 @@ class Operations(pyfuse3.Operations):
             entry.st_nlink = node.links
             entry.st_blksize = 1024 * 1024
             entry.st_blocks = node.allocated_bytes() // 512
-            settled = node.image.map is not None and node.image.frozen
+            settled = node.image.map is not None and node.image.policy.lasts
             entry.attr_timeout = STATIC if settled else 0.0
             if node.folder is not None:
                 entry.entry_timeout = 0.0
@@ -212,8 +214,11 @@ class Operations(pyfuse3.Operations):
             # The open found the source changed. On ESTALE the kernel looks the name up again, and
             # opens the inode that shows the disk as it is now.
             raise pyfuse3.FUSEError(errno.ESTALE)
-        self._handles[number] = (node, handle)
-        return pyfuse3.FileInfo(fh=number, direct_io=False, keep_cache=handle.keep_cache)
+        served = self.served.setdefault(node.image.name, Served())
+        self._handles[number] = (node, handle, served)
+        # What is kept of nothing is not kept by the kernel either.
+        past = not node.image.policy.caches
+        return pyfuse3.FileInfo(fh=number, direct_io=past, keep_cache=handle.keep_cache)
 
     @guarded
     async def read(  # type: ignore[override]  # any buffer will do, whatever the stub says
@@ -223,14 +228,22 @@ class Operations(pyfuse3.Operations):
         found = self._handles[fh]
         if isinstance(found, bytes):
             return found[off : off + size]
-        window, handle = found
+        window, handle, served = found
+        under_way = window.reads.begin()
+        began = time.perf_counter()
         try:
-            return await window.image.read(
+            data = await window.image.read(
                 handle, window.start + off, max(0, min(size, window.size - off))
             )
         except VddkfsError as error:
+            served.errors += 1
             self._tell(window, off, error)
             raise pyfuse3.FUSEError(_file_errno(error)) from error
+        finally:
+            under_way.end()
+            served.times.observe(time.perf_counter() - began)
+        served.bytes += len(data)
+        return data
 
     def _tell(self, window: Window, offset: int, error: VddkfsError) -> None:
         """Log a failed read: the same at most once a minute, and not each of a lost region."""
@@ -327,7 +340,7 @@ class Operations(pyfuse3.Operations):
             "capacity": str(node.size),
             "transport": self._transport,
             "engine": self._engine,
-            "policy": "immutable" if image.frozen else "close-to-open",
+            "policy": image.policy.value,
             "link": image.links[-1].path,
             "format": image.links[-1].format,
             "cid": image.links[-1].content_id,
@@ -341,60 +354,3 @@ def _file_errno(error: VddkfsError) -> int:
     The file is there, whatever is missing behind it: ENOENT and the like would mislead.
     """
     return error.errno if error.errno in (errno.EIO, errno.ESTALE) else errno.EIO
-
-
-def _refuse(name: str) -> Callable[..., Awaitable[None]]:
-    async def refuse(self: Operations, *args: object, **kwargs: object) -> None:
-        raise pyfuse3.FUSEError(errno.EROFS)
-
-    refuse.__name__ = name
-    refuse.__doc__ = "Refuse: nothing of the mount can be changed."
-    return refuse
-
-
-for _name in (
-    "setattr",
-    "mknod",
-    "mkdir",
-    "unlink",
-    "rmdir",
-    "symlink",
-    "rename",
-    "link",
-    "write",
-    "create",
-    "setxattr",
-    "removexattr",
-):
-    setattr(Operations, _name, _refuse(_name))
-
-
-def forget_in_kernel(nursery: trio.Nursery, forgotten: Sequence[tuple[int, str, int]]) -> None:
-    """Have the kernel forget names and cached data, soon, without waiting for it here.
-
-    *forgotten* is (folder, name, inode). The kernel waits for reads that are under way, which this
-    thread has to answer; the daemon's end must not wait for the kernel.
-    """
-
-    def forget(folder: int, name: str, inode: int) -> None:
-        for call in (
-            functools.partial(pyfuse3.invalidate_entry, folder, os.fsencode(name)),
-            functools.partial(pyfuse3.invalidate_inode, inode),
-        ):
-            try:
-                call()
-            except OSError as error:
-                # ENOENT: the kernel does not know it, and so has nothing of it.
-                if error.errno != errno.ENOENT:
-                    log.warning("the kernel may keep old data of %s: %s", name, error)
-
-    # Of its own, so that these threads keep nobody who makes memory for reads waiting.
-    limiter = trio.CapacityLimiter(4)
-
-    async def in_thread(folder: int, name: str, inode: int) -> None:
-        await trio.to_thread.run_sync(
-            forget, folder, name, inode, abandon_on_cancel=True, limiter=limiter
-        )
-
-    for entry in forgotten:
-        nursery.start_soon(in_thread, *entry)

@@ -143,6 +143,20 @@ def raise_read_ahead(mountpoint: str) -> str:
     return ""
 
 
+def forget_pages(inode: int, start: int, size: int) -> None:
+    """Have the kernel drop its pages of *size* bytes from *start* of a file, 0: all that follow.
+
+    Waits for reads of them that the kernel has sent. Without the C module all pages go. Raises
+    OSError: FileNotFoundError where the kernel does not know the inode, and so has nothing of it.
+    """
+    if _hooks is None:
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode))
+        return
+    code = -int(_hooks.lib.notify_inode(inode, start, size))
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
 def close() -> None:
     """End the session and the mount, also where files are open (they then see ENOTCONN)."""
     pyfuse3.close(unmount=True)

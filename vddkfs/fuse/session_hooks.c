@@ -1,9 +1,11 @@
 /*
- * What pyfuse3 does not reach: lseek, the INIT negotiation, and a non-blocking /dev/fuse.
+ * What pyfuse3 does not reach: lseek, the INIT negotiation, a non-blocking /dev/fuse, and having the
+ * kernel forget a part of a file's pages.
  *
  * This module is loaded RTLD_GLOBAL before pyfuse3, so that the dynamic linker binds pyfuse3's calls
- * of fuse_session_new and fuse_session_receive_buf to the functions below. They complete the table of
- * operations that pyfuse3 hands in, and go on to libfuse's own function of that name.
+ * of fuse_session_new, fuse_session_receive_buf and fuse_session_destroy to the functions below. They
+ * complete the table of operations that pyfuse3 hands in, remember the session, and go on to
+ * libfuse's own function of that name.
  *
  * libfuse 3.17 renamed the symbol behind fuse_session_new to fuse_session_new_versioned; which of the
  * two pyfuse3 asks for depends on the headers that it was built with, so both are here.
@@ -18,8 +20,10 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #undef fuse_session_new
 
@@ -76,6 +80,69 @@ static void complete(struct fuse_lowlevel_ops *ops, const struct fuse_lowlevel_o
     ops->lseek = lseek_hook;
 }
 
+/*
+ * The session, for notifications. They are made by other threads than the one that ends it, and may
+ * wait in the kernel for longer than anybody waits for them: the session must outlive them.
+ */
+static pthread_mutex_t session_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t session_left = PTHREAD_COND_INITIALIZER;
+static struct fuse_session *session = NULL;
+static unsigned notifying = 0;
+
+/* How long the end of the session waits for notifications that are under way. */
+#define LEAVE_SECONDS 2
+
+static struct fuse_session *remember(struct fuse_session *made)
+{
+    pthread_mutex_lock(&session_lock);
+    session = made;
+    pthread_mutex_unlock(&session_lock);
+    return made;
+}
+
+static int notify_inode(uint64_t ino, int64_t offset, int64_t length)
+{
+    struct fuse_session *se;
+    int res;
+
+    pthread_mutex_lock(&session_lock);
+    se = session;
+    if (se != NULL)
+        notifying++;
+    pthread_mutex_unlock(&session_lock);
+    if (se == NULL)
+        return -ENOTCONN;
+    res = fuse_lowlevel_notify_inval_inode(se, (fuse_ino_t)ino, (off_t)offset, (off_t)length);
+    pthread_mutex_lock(&session_lock);
+    notifying--;
+    pthread_cond_broadcast(&session_left);
+    pthread_mutex_unlock(&session_lock);
+    return res;
+}
+
+typedef void session_destroy_fn(struct fuse_session *);
+
+EXPORT void fuse_session_destroy(struct fuse_session *se)
+{
+    session_destroy_fn *next = (session_destroy_fn *)dlsym(RTLD_NEXT, "fuse_session_destroy");
+    struct timespec until;
+    unsigned left;
+    int timed_out = 0;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += LEAVE_SECONDS;
+    pthread_mutex_lock(&session_lock);
+    if (session == se)
+        session = NULL;
+    while (notifying != 0 && !timed_out)
+        timed_out = pthread_cond_timedwait(&session_left, &session_lock, &until) == ETIMEDOUT;
+    left = notifying;
+    pthread_mutex_unlock(&session_lock);
+    /* What a notification still uses is left to the end of the process. */
+    if (next != NULL && left == 0)
+        next(se);
+}
+
 typedef struct fuse_session *session_new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *,
                                             size_t, void *);
 typedef struct fuse_session *session_new_versioned_fn(struct fuse_args *,
@@ -93,7 +160,7 @@ EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
     if (next == NULL)
         return NULL;
     complete(&ops, op, op_size);
-    return next(args, &ops, sizeof ops, userdata);
+    return remember(next(args, &ops, sizeof ops, userdata));
 }
 
 EXPORT struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
@@ -109,7 +176,7 @@ EXPORT struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
     if (next == NULL)
         return NULL;
     complete(&ops, op, op_size);
-    return next(args, &ops, sizeof ops, version, userdata);
+    return remember(next(args, &ops, sizeof ops, version, userdata));
 }
 
 /*

@@ -12,11 +12,13 @@ from vddkfs.disks.extents import ExtentMap
 from vddkfs.disks.image import Image
 from vddkfs.disks.partitions import Partition, PartitionTable
 from vddkfs.engines.base import SECTOR
+from vddkfs.fuse.reads import Reads
 
 ROOT: Final = 1
 _VM_JSON: Final = 2
 _CONTROL: Final = 3
 _STATUS: Final = 4
+_METRICS: Final = 5
 _DISK_RANGE: Final = 1 << 20
 _INFO, _MAP, _CHAIN, _PARTITIONS = 1, 2, 3, 4
 _GENERATION: Final = 1 << 48
@@ -75,7 +77,7 @@ class Text(Node):
 class Window(Node):
     """A read-only view of [*start*, *start* + *size*) of an image, in bytes.
 
-    *folder* is the one that found it, for a partition.
+    *folder* is the one that found it, for a partition. *names* are the file's paths in the mount.
     """
 
     def __init__(
@@ -86,9 +88,12 @@ class Window(Node):
         size: int,
         links: int = 1,
         folder: "Partitions | None" = None,
+        names: tuple[str, ...] = (),
     ) -> None:
         super().__init__(inode, image.mtime_ns)
         self.image = image
+        self.names = names
+        self.reads = Reads()
         self.start = start
         self.size = size
         self.links = links
@@ -105,7 +110,7 @@ class Window(Node):
         """
         self.stale = True
         inode = self.inode + _GENERATION
-        return Window(inode, self.image, start, size, self.links, self.folder)
+        return Window(inode, self.image, start, size, self.links, self.folder, self.names)
 
     async def check(self) -> None:
         """See whether a partition is still where it was; it is stale otherwise."""
@@ -127,11 +132,17 @@ class Window(Node):
 
 
 class Partitions(Folder):
-    """The partitions of an image: found when somebody looks, and again when the image changed."""
+    """The partitions of an image: found when somebody looks, and again when the image changed.
 
-    def __init__(self, inode: int, parent: int, image: Image, first_inode: int) -> None:
+    *path* is that of the folder in the mount.
+    """
+
+    def __init__(
+        self, inode: int, parent: int, image: Image, first_inode: int, path: str = ""
+    ) -> None:
         super().__init__(inode, image.mtime_ns, parent)
-        self._image = image
+        self.image = image
+        self._path = path
         self._first_inode = first_inode
         self._table: PartitionTable | None = None
         self._known: dict[int, Window] = {}
@@ -139,7 +150,7 @@ class Partitions(Folder):
 
     async def entries(self) -> Mapping[str, Node]:
         """Return a window for each partition. Raises VddkfsError if the image cannot be read."""
-        table = await self._image.partitions()
+        table = await self.image.partitions()
         if table is not self._table:
             self._table = table
             parts = [part for part in table.partitions if part.size] if table is not None else []
@@ -158,7 +169,8 @@ class Partitions(Folder):
         window = self._known.get(part.number)
         if window is None:
             inode = self._first_inode + part.number
-            window = Window(inode, self._image, part.start, part.size, folder=self)
+            names = (f"{self._path}/{part.number}.raw",)
+            window = Window(inode, self.image, part.start, part.size, folder=self, names=names)
         elif window.stale or (window.start, window.size) != (part.start, part.size):
             window = window.renewed(part.start, part.size)
         self._known[part.number] = window
@@ -171,7 +183,12 @@ class Tree:
     """All nodes by inode number."""
 
     def __init__(
-        self, vm_json: Render, status: Render, mtime_ns: int, changing: bool = False
+        self,
+        vm_json: Render,
+        status: Render,
+        metrics: Render,
+        mtime_ns: int,
+        changing: bool = False,
     ) -> None:
         self._changing = changing
         self.nodes: dict[int, Node] = {}
@@ -181,6 +198,7 @@ class Tree:
         self._enter(self.root, "vm.json", Text(_VM_JSON, mtime_ns, vm_json, changing))
         self._enter(self.root, ".vddkfs", control)
         self._enter(control, "status.json", Text(_STATUS, mtime_ns, status))
+        self._enter(control, "metrics", Text(_METRICS, mtime_ns, metrics))
         self._disks = 0
 
     def add_disk(self, disk: Disk, info: Render, allocation: Render) -> None:
@@ -190,12 +208,17 @@ class Tree:
         mtime = disk.top.mtime_ns
         folder = Folder(base, mtime, ROOT)
         chain = Folder(base + _CHAIN, mtime, base)
-        partitions = Partitions(base + _PARTITIONS, base, disk.top, base + _FIRST_PARTITION)
+        partitions = Partitions(
+            *(base + _PARTITIONS, base, disk.top, base + _FIRST_PARTITION),
+            path=f"{disk.name}/partitions",
+        )
         partitions.found = self._add
         self._enter(self.root, disk.name, folder)
         for image in disk.images:
-            links = 2 if image is disk.top else 1
-            window = Window(base + _FIRST_IMAGE + image.number, image, 0, image.capacity, links)
+            first = (f"{disk.name}/disk.raw",) if image is disk.top else ()
+            names = (*first, f"{disk.name}/chain/{image.number}.raw")
+            inode = base + _FIRST_IMAGE + image.number
+            window = Window(inode, image, 0, image.capacity, len(names), names=names)
             self._enter(chain, f"{image.number}.raw", window)
         self._enter(folder, "disk.raw", window)
         self._enter(folder, "chain", chain)

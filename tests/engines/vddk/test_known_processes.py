@@ -250,13 +250,13 @@ def test_k19_a_part_that_is_opened_by_name_only(kit: Kit, workers: Workers) -> N
 
 ELSEWHERE = """
 import threading
-from vddkfs.engines.vddk.engine import ImageReader
-renew = ImageReader.renew
+from vddkfs.engines.vddk.reader import ImageReader
+revalidate = ImageReader.revalidate
 def elsewhere(self):
     found = []
     def run():
         try:
-            found.append(renew(self))
+            found.append(revalidate(self))
         except Exception as error:
             found.append(error)
     thread = threading.Thread(target=run)
@@ -265,7 +265,7 @@ def elsewhere(self):
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
-ImageReader.renew = elsewhere
+ImageReader.revalidate = elsewhere
 """
 UNCHECKED = """
 from vddkfs.engines.vddk.library import Library
@@ -299,6 +299,7 @@ def life(kit: Kit, worker: Worker, config: VddkConfig) -> None:
                 worker.read(sector, 1024, image)
             worker.map(4096, image)
         worker.revalidate()
+        worker.renew()
     opened = len(kit.events("client-open"))
     until(lambda: worker.says("closed, nobody reads it"), what="the idle disk to be closed")
     until(lambda: len(kit.events("client-close")) == len(kit.events("client-open")))

@@ -17,7 +17,7 @@ import msgspec
 
 from tests.simulator.kit import Kit
 from vddkfs.engines import protocol, spawn
-from vddkfs.engines.base import SECTOR, Description, LinkIdentity
+from vddkfs.engines.base import SECTOR, Description, LinkIdentity, Renewal
 from vddkfs.engines.config import VddkConfig, VddkImage
 from vddkfs.engines.output import parse_line
 from vddkfs.engines.protocol import MapQuery, Op
@@ -97,7 +97,7 @@ class Worker:
         finally:
             os.close(output)
         self.sock.settimeout(SECONDS)
-        self._ids = iter(range(1, 1 << 30))
+        self.last_id = 0
         self._area: mmap.mmap | None = None
         self._secret = credentials(login) if login else credentials()
 
@@ -105,22 +105,30 @@ class Worker:
 
     def ask(self, op: int, body: bytes = b"", fd: int = -1, **fields: int) -> None:
         """Send a request and do not wait."""
-        header = protocol.request_header(Op(op), next(self._ids), **fields)
+        self.last_id += 1
+        header = protocol.request_header(Op(op), self.last_id, **fields)
         protocol.send(self.sock, header, body, fd=fd)
 
     def answer(self) -> bytes:
         """Return the body of the next answer. Raises what the worker tells, and Died."""
+        return self._next_answer()[1]
+
+    def answered(self) -> int:
+        """Return the id of the request that is answered next: the last one has *last_id*."""
+        return self._next_answer()[0]
+
+    def _next_answer(self) -> tuple[int, bytes]:
         try:
             packet, fd = protocol.receive(self.sock)
         except ConnectionResetError:
             packet, fd = b"", -1
         if not packet:
             raise Died(self.process.wait(SECONDS), self.text)
-        status = protocol.REPLY.unpack_from(packet)[3]
+        status, number = protocol.REPLY.unpack_from(packet)[3:]
         body = protocol.body_of(packet, protocol.REPLY.size, fd)
         if status:
             raise protocol.decode_error(body, status)
-        return body
+        return number, body
 
     def call(self, op: int, body: bytes = b"", fd: int = -1, **fields: int) -> bytes:
         """Send a request and return the body of its answer."""
@@ -141,11 +149,15 @@ class Worker:
         """Have the images looked at again."""
         return protocol.decode_identities(self.call(Op.REVALIDATE))
 
+    def renew(self) -> Renewal:
+        """Have nothing kept of before."""
+        return protocol.decode_renewal(self.call(Op.RENEW))
+
     def map(self, count: int, image: int = 0) -> bytes:
         """Have a part of the allocation map made."""
         return self.call(Op.MAP, protocol.encode(MapQuery(count)), image=image)
 
-    def begin_read(self, sector: int, count: int, image: int = 0) -> None:
+    def begin_read(self, sector: int, count: int, image: int = 0, *, direct: bool = False) -> None:
         """Ask for a read and do not wait; ``answer`` ends it."""
         if self._area is None:
             fd = os.memfd_create("chunk")
@@ -153,11 +165,12 @@ class Worker:
             self._area = mmap.mmap(fd, CHUNK)
             self.call(Op.LEND, fd=fd, chunk=0, count=CHUNK)
             os.close(fd)
-        self.ask(Op.READ, image=image, sector=sector, count=count)
+        flags = protocol.DIRECT if direct else 0
+        self.ask(Op.READ, image=image, sector=sector, count=count, flags=flags)
 
-    def read(self, sector: int, count: int, image: int = 0) -> bytes:
+    def read(self, sector: int, count: int, image: int = 0, *, direct: bool = False) -> bytes:
         """Return *count* sectors."""
-        self.begin_read(sector, count, image)
+        self.begin_read(sector, count, image, direct=direct)
         self.answer()
         assert self._area is not None
         return self._area[: count * SECTOR]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vddkfs.engines.vmdk import VmdkEngine
+from vddkfs.engines.vmdk.tables import TableCache
 from vddkfs.errors import SourceMissing, StaleImage
 
 Read = Callable[..., bytes]
@@ -160,6 +161,102 @@ def test_identities_and_revalidation(
     with pytest.raises(SourceMissing):
         engine.revalidate()
     assert read(engine, 0, 1) == fill("a", 512)
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["trap", "guard"])
+def test_tables_of_frozen_links_are_dropped_on_demand(
+    guarded: bool,
+    make: Any,
+    opened: Callable[..., VmdkEngine],
+    read: Read,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody writes a link that nobody should: only who is asked to look sees it."""
+    if not guarded:
+        monkeypatch.setattr(TableCache, "clear", lambda self: None)
+    base = make.sparse("base.vmdk", 1024, {0: fill("a"), 1: fill("b"), 5: 0}, cid="00000001")
+    leaf = make.sparse("x.vmdk", 1024, {}, parent="00000001", hint="base.vmdk")
+    engine = opened(leaf)
+    assert read(engine, 640, 8) == bytes(4096)
+    set_entry(base, 5, 256)
+    engine.revalidate()
+    assert read(engine, 640, 8) == bytes(4096), "what is frozen is not read again at each open"
+    found = engine.renew()
+    assert read(engine, 640, 8) == (fill("b", 4096) if guarded else bytes(4096))
+    assert [identity.path for identity in found.identities] == [base, leaf]
+    assert "modified" in engine.identities()[0].difference(found.identities[0])
+    assert [(step.place, step.subject, step.done) for step in found.steps] == [
+        ("tables", base, True),
+        ("tables", leaf, True),
+    ]
+    assert "it is not what was opened" in found.steps[0].told
+    assert found.steps[1].told == "its files are opened again, and its tables are dropped"
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["trap", "guard"])
+def test_tables_of_the_last_link_are_dropped_on_demand(
+    guarded: bool,
+    make: Any,
+    opened: Callable[..., VmdkEngine],
+    read: Read,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = make.sparse("x.vmdk", 1024, {0: fill("a"), 1: fill("b"), 5: 0})
+    engine = opened(path)
+    if not guarded:
+        monkeypatch.setattr(TableCache, "clear", lambda self: None)
+        monkeypatch.setattr(TableCache, "new_keys", lambda self: 0)
+    assert read(engine, 640, 8) == bytes(4096)
+    set_entry(path, 5, 256)
+    engine.renew()
+    assert read(engine, 640, 8) == (fill("b", 4096) if guarded else bytes(4096))
+
+
+def test_all_files_of_a_chain_are_opened_again(
+    make: Any, opened: Callable[..., VmdkEngine], read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.flat("base", fill("a", 100 * 512), cid="00000001")
+    engine = opened(make.sparse("x.vmdk", 100, {}, parent="00000001", hint="base.vmdk"))
+    before = len(os.listdir("/proc/self/fd"))
+    plain, names = os.open, []
+
+    def noting(name: str, flags: int) -> int:
+        names.append(os.path.basename(name))
+        return plain(name, flags)
+
+    monkeypatch.setattr(os, "open", noting)
+    found = engine.renew()
+    monkeypatch.undo()
+    assert sorted(names) == ["base-flat.vmdk", "base.vmdk", "x.vmdk"]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert found.identities == engine.identities()
+    assert read(engine, 0, 100) == fill("a", 100 * 512)
+
+
+def test_a_renewed_chain_that_became_damaged_or_another(
+    make: Any, opened: Callable[..., VmdkEngine], read: Read
+) -> None:
+    base = make.flat("base", fill("a", 100 * 512), cid="00000001")
+    leaf = make.sparse("x.vmdk", 100, {0: fill("l")}, parent="00000001", hint="base.vmdk")
+    engine = opened(leaf)
+    content = Path(leaf).read_bytes()
+    with open(leaf, "r+b") as file:
+        file.truncate(700)
+    found = engine.renew()
+    assert found.identities[1].problem
+    assert "it is damaged: " in found.steps[1].told
+    Path(leaf).write_bytes(content)
+    make.flat("other", fill("z", 100 * 512), cid="00000001")
+    os.replace(make.folder / "other-flat.vmdk", make.folder / "base-flat.vmdk")
+    before = engine.identities()
+    found = engine.renew()
+    assert "replaced" in before[0].difference(found.identities[0])
+    assert engine.identities()[0] == before[0]
+    assert read(engine, 0, 1, image=0) == fill("a", 512), "until the chain is opened anew"
+    os.unlink(base)
+    with pytest.raises(SourceMissing):
+        engine.renew()
+    assert read(engine, 0, 1) == fill("l", 512)
 
 
 def test_replaced_leaf_is_reported_and_not_read(

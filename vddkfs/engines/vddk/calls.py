@@ -11,8 +11,10 @@ newer) has: a library that lacks one is refused by name. All others may be missi
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
+
+from vddkfs.engines.histogram import Histogram
 
 PREFIX: Final = "VixDiskLib_"
 
@@ -157,14 +159,27 @@ SESSION_CALLS: Final[frozenset[str]] = frozenset(
 
 @dataclass(slots=True)
 class CallStatistics:
-    """What one function did: *seconds* are the sum over all calls, *bytes* what reads and writes
-    moved. An asynchronous call counts when it is complete, with the time since it was issued.
+    """What one function did: *times* has all its calls, *bytes* is what reads and writes moved.
+    An asynchronous call counts when it is complete, with the time since it was issued.
     """
 
-    count: int = 0
     failures: int = 0
-    seconds: float = 0.0
     bytes: int = 0
+    times: Histogram = field(default_factory=Histogram)
+
+    @property
+    def count(self) -> int:
+        """How often it was called."""
+        return self.times.count
+
+    @property
+    def seconds(self) -> float:
+        """The sum over all calls."""
+        return self.times.seconds
+
+    def copy(self) -> "CallStatistics":
+        """Return the figures of now."""
+        return replace(self, times=Histogram(self.times.buckets, self.times.seconds))
 
 
 Trace = Callable[[str, float, int, int], None]
@@ -189,9 +204,8 @@ class Ledger:
             entry = self._calls.get(name)
             if entry is None:
                 entry = self._calls[name] = CallStatistics()
-            entry.count += 1
+            entry.times.observe(seconds)
             entry.failures += result != 0
-            entry.seconds += seconds
             entry.bytes += moved
         if self.trace is not None:
             self.trace(name, seconds, moved, result)
@@ -199,4 +213,4 @@ class Ledger:
     def snapshot(self) -> dict[str, CallStatistics]:
         """Return a copy of the figures, by function."""
         with self._lock:
-            return {name: replace(entry) for name, entry in self._calls.items()}
+            return {name: entry.copy() for name, entry in self._calls.items()}

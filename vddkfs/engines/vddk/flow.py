@@ -55,7 +55,8 @@ class Piece:
 class Flow:
     """The window of one handle. *issue* begins a piece; it may call ``ended`` before it returns.
 
-    *wake* is called, from any thread, when ``pump`` has something to do.
+    *wake* is called, from any thread, when ``pump`` has something to do, and when the last read
+    that was waited for is done.
     """
 
     def __init__(self, issue: Callable[[Piece], None], wake: Wake) -> None:
@@ -69,6 +70,8 @@ class Flow:
         self._came_back = 0
         self.window = LARGEST_WINDOW
         self.piece = LARGEST_PIECE
+        self.draining = False
+        """Whether somebody waits for the end of all reads, and is to be woken by it."""
 
     @property
     def busy(self) -> bool:
@@ -128,10 +131,10 @@ class Flow:
             read.left -= 1
             read.error = read.error or error
             last = read.left == 0
-            waiting = bool(self._queue)
+            wanted = bool(self._queue) or (self.draining and not self._requests)
         if last:
             read.done(read.error)
-        if waiting:
+        if wanted:
             self._wake()
 
     def refused(self, piece: Piece) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from vddkfs.engines.base import LinkIdentity, MapExtent, MapSlice
+from vddkfs.engines.base import LinkIdentity, MapExtent, MapSlice, Renewal, Step
 from vddkfs.engines.vmdk.extents import (
     ABSENT,
     AT_ABSENT,
@@ -24,6 +24,7 @@ from vddkfs.engines.vmdk.extents import (
 )
 from vddkfs.engines.vmdk.link import OpenLink, open_link
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES, TableCache
+from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import DamagedSource, EngineError
 
 _NOWAIT: Final = os.RWF_NOWAIT
@@ -130,24 +131,49 @@ class VmdkEngine:
         link that became another file altogether, and any lower link that changed, is only
         reported: the caller closes this engine then.
         """
-        found = [link.info.identity for link in self._links[:-1]]
-        for index, link in enumerate(self._links[:-1]):
+        found = []
+        for link in self._links[:-1]:
             fresh = self._open(link.path)
             fresh.close()
-            found[index] = fresh.info.identity
-        old = self._links[-1]
+            found.append(fresh.info.identity)
+        last, _ = self._renew_link(self._last)
+        return (*found, last)
+
+    def renew(self) -> Renewal:
+        """Open all files of all links again, and forget every table.
+
+        The kernel keeps the files' pages as they are on their disks, and a network file system asks
+        its server when a file is opened: nothing else is kept. What is another file altogether is
+        only reported, as by ``revalidate``, and a damaged last link read as far as it can be.
+        """
+        identities, steps = [], []
+        for index, link in enumerate(self._links):
+            began = time.perf_counter()
+            found, told = self._renew_link(index)
+            seconds = time.perf_counter() - began
+            identities.append(found)
+            told = f"{told}, and its tables are dropped"
+            steps.append(Step("tables", printable(link.path), told, seconds))
+        self._cache.clear()
+        return Renewal(tuple(identities), tuple(steps))
+
+    def _renew_link(self, index: int) -> tuple[LinkIdentity, str]:
+        """Open one link again, and read it as it is now; return what it is, and what was done."""
+        old = self._links[index]
+        last = index == self._last
         try:
             fresh = self._open(old.path)
         except DamagedSource as error:
-            found.append(old.look_again(str(error)))
-            return tuple(found)
-        found.append(fresh.info.identity)
-        if old.info.identity.replaced_by(fresh.info.identity):
+            if not last:
+                raise
+            return old.look_again(str(error)), f"it is damaged: {error.message}"
+        found = fresh.info.identity
+        if change := old.info.identity.change_to(found, last):
             fresh.close()
-        else:
-            self._links[-1] = fresh
-            old.close()
-        return tuple(found)
+            return found, f"it is not what was opened: {change}"
+        self._links[index] = fresh
+        old.close()
+        return found, "its files are opened again"
 
     def close(self) -> None:
         """Close every file."""

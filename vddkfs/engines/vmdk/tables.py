@@ -56,6 +56,11 @@ class TableCache:
             except KeyError:
                 return None
 
+    def clear(self) -> None:
+        """Forget every table."""
+        with self._lock:
+            self._lru.clear()
+
     def put(self, key: int, table: "array[int]") -> None:
         """Store *table*, unless it is larger than the whole cache."""
         if _size(table) <= self._lru.maxsize:

@@ -1,0 +1,18 @@
+"""What readers of the mount were answered, counted: for status and metrics."""
+
+from vddkfs.engines.histogram import Histogram
+
+
+class Served:
+    """Of one image, since the mount began: each read of one of its files, its partitions' too.
+
+    ``times`` has the seconds from the kernel's request to the answer, ``bytes`` what was answered.
+    *errors* of the reads failed.
+    """
+
+    __slots__ = ("bytes", "errors", "times")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.errors = 0
+        self.times = Histogram()
