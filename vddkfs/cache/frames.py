@@ -94,6 +94,7 @@ class DiskCache:
 
     def spent(self, run: Run) -> None:
         """Note that a sequential reader is through with *run*: it may be the next to go."""
+        self._kept.demote(run.key)
         self._spent.pop(run, None)
         self._spent[run] = run.uses
 
