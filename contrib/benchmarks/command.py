@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import hung, works
+from benchmarks import hung, invalidate, works
 from benchmarks.figures import Figures, as_json, from_json, goals
 from benchmarks.machine import describe, idleness, missing_tools
 from benchmarks.material import FULL, QUICK, Material, Sizes, Store, kept_in_memory, resident, warm
@@ -28,12 +28,15 @@ _READING: Final[dict[str, Work]] = {
     "memory": works.memory,
 }
 WORKS: Final[dict[str, dict[str, Work]]] = {
-    "base": _READING,
+    "base": {**_READING, "cached": works.cached},
     "chain": _READING,
     "thin": {"ready": works.ready, "copy": works.copy},
     "hung": {"hung": hung.hung},
+    "wide": {"invalidate": invalidate.invalidate},
 }
 """What is done, by disk and name; what is done on one disk is done on one mount, in this order."""
+_OWN: Final = ("hung", "wide")
+"""Disks for work that nobody but vddkfs does."""
 
 DESCRIPTION: Final = """\
 Measure vddkfs against qemu-storage-daemon, nbdfuse and a stub, and hold the figures against the
@@ -62,7 +65,7 @@ class Bench:
     def run(self) -> None:
         """Do all work; what fails is noted, and the rest goes on."""
         makers = {"base": self.store.base, "chain": self.store.chain, "thin": self.store.thin}
-        makers["hung"] = self.store.hung
+        makers |= {"hung": self.store.hung, "wide": self.store.wide}
         for disk, named in WORKS.items():
             chosen = [
                 work
@@ -78,7 +81,7 @@ class Bench:
 
     def _run_disk(self, material: Material, chosen: list[Work]) -> None:
         systems = [system for system in self.systems if system.can(material)]
-        if material.name == "hung":
+        if material.name in _OWN:
             systems = [system for system in systems if system.name == "vddkfs"]
         for number in range(0 if self.warm_up else 1, self.rounds + 1):
             for system in systems:

@@ -28,6 +28,7 @@ REMOTE_TOOLS: Final = {
     "cc": ("gcc", "gcc"),
     "c++": ("g++", "gcc-c++"),
     "losetup": ("util-linux", "util-linux"),
+    "mkfs.ext4": ("e2fsprogs", "e2fsprogs"),
 }
 """What ``run remote`` wants."""
 BUSY_PERCENT: Final = 5.0

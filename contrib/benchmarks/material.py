@@ -21,9 +21,9 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 TIB: Final = 1024 * GIB
-WIDE: Final = 64 * TIB
-"""Capacity of the disk that has nothing in it, and no end in sight."""
-_WIDE_EXTENT: Final = 8 * TIB
+WIDE: Final = 62 * TIB
+"""Capacity of the disk that has nothing in it: the most that a VMDK may have."""
+_WIDE_EXTENT: Final = 2 * TIB
 """ext4 has no files of 16 TiB."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p

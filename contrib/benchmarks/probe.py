@@ -3,17 +3,23 @@
     probe.py readers FILE KIND COUNT               COUNT readers at once, all over the file
     probe.py sample FOLDER FILE STATUS COUNT       how long reads, ls and status.json take
     probe.py kill FILE PID                         how long reads stall after kill -9 of PID
+    probe.py cached FILE OFFSET LENGTH             reads/s of what only vddkfs has in its cache
+    probe.py longest FILE                          the longest time that reading FILE took
 
 Of "sample", FILE is read past the page cache, no block twice, FOLDER is listed and everything in it
 looked at. It prints one line a sample, "KIND SECONDS", at once.
 
 KIND of "readers" is buffered or direct: they open the file, say "open", wait for a line on stdin,
 and read; or it is opening: they open the file only then. In the end it says how many failed.
+
+"cached" does all of it with one open file, because a file that its owner may write is read anew at
+each open. "longest" reads until its stdin ends.
 """
 
 import mmap
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -21,6 +27,7 @@ import time
 from collections.abc import Callable
 
 _BLOCK = 4096
+_LARGE = 64 * 1024
 
 
 def _read(fd: int, offset: int, buffer: mmap.mmap) -> None:
@@ -39,7 +46,7 @@ def readers(path: str, kind: str, count: int) -> None:
             _read(
                 os.open(path, flags) if fd < 0 else fd,
                 number * step,
-                mmap.mmap(-1, 64 * 1024),
+                mmap.mmap(-1, _LARGE),
             )
         except OSError as error:
             failed.append(str(error))
@@ -105,10 +112,51 @@ def kill(path: str, pid: int) -> None:
     print(stalled)
 
 
+def cached(path: str, offset: int, length: int) -> None:
+    """Read all of a range at random, have the kernel forget it, and time 4 KiB reads of it.
+
+    No block is read twice, so that the kernel cannot answer in place of the file system.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    # Else the kernel would read more than it is asked for.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    dice = random.Random(1)
+
+    def places(size: int) -> list[int]:
+        return dice.sample(range(offset, offset + length, size), length // size)
+
+    buffer = mmap.mmap(-1, _LARGE)
+    for place in places(_LARGE):
+        _read(fd, place, buffer)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    small = places(_BLOCK)
+    buffer = mmap.mmap(-1, _BLOCK)
+    begun = time.perf_counter()
+    for place in small:
+        _read(fd, place, buffer)
+    print(len(small) / (time.perf_counter() - begun))
+
+
+def longest(path: str) -> None:
+    """Read a file again and again; print the longest of the seconds that this took."""
+    found = 0.0
+    print("reading", flush=True)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        begun = time.perf_counter()
+        with open(path, "rb") as file:
+            file.read()
+        found = max(found, time.perf_counter() - begun)
+    print(found)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "readers":
         readers(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     elif sys.argv[1] == "kill":
         kill(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1] == "cached":
+        cached(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    elif sys.argv[1] == "longest":
+        longest(sys.argv[2])
     else:
         sample(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))

@@ -10,26 +10,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import remote_works
+from benchmarks import remote_files, remote_works
 from benchmarks.command import ROOT, carry_out, say
 from benchmarks.figures import Figures, as_json, remote_goals
+from benchmarks.guest import Size
 from benchmarks.machine import REMOTE_TOOLS, describe, idleness, missing_tools
-from benchmarks.material import GIB, MIB, kept_in_memory, resident, warm
+from benchmarks.material import GIB, MIB, Material, kept_in_memory, resident, warm
 from benchmarks.processes import BenchmarkError, descendants, end, end_all, supervised
-from benchmarks.remote_site import PROFILES, SESSIONS, Site
-from benchmarks.remote_systems import DEFAULT_LIMIT, LIMIT, PEERS, TITLES, make
+from benchmarks.remote_site import PROFILES, SESSIONS, Site, SiteSizes
+from benchmarks.remote_systems import DEFAULT_LIMIT, LIMIT, PEERS, TITLES, VARIANTS, make
 from benchmarks.remote_works import LIMIT_SECONDS, Remote
+from benchmarks.systems import Served
 from benchmarks.works import QUICK_PACE, Pace
 
 DESCRIPTION: Final = """\
 Measure mounts of a simulated server against the limit of each of its profiles, as a C client finds
-it in the same round, and against NBD with the same latency and bandwidth; then lost workers, and
-many mounts on few sessions. README.md in this folder tells how to read the figures.
+it in the same round, and against NBD with the same latency and bandwidth; then, on the profile lan,
+random buffered reads, four disks at once and a guest's small files; then lost workers, and many
+mounts on few sessions. README.md in this folder tells how to read the figures.
 """
-WORKS: Final = ("reads", "kill", "many")
+WORKS: Final = ("reads", "buffered", "four", "files", "kill", "many")
 FULL_PACE: Final = Pace(random=4, ramp=1)
-_SPARE: Final = 2 * GIB
-"""Free space that is wanted besides the disk."""
+_FILES: Final = Size("files", disk=512, small=20_000, large=(), reads=0)
+_QUICK_FILES: Final = Size("files", disk=64, small=1_500, large=(), reads=0)
+_SPARE: Final = 1 * GIB
+"""Free space that is wanted besides the disks."""
+_LIMITS: Final = (LIMIT, DEFAULT_LIMIT)
+
+Reads = Callable[[Remote, Served], None]
+Limits = Callable[[Remote, str], None]
 
 
 @dataclass
@@ -47,11 +56,19 @@ class RemoteBench:
 
     def run(self, works: Sequence[str]) -> None:
         """Do the work; what fails is noted, and the rest goes on."""
-        if "reads" in works:
-            with kept_in_memory(self.site.material) as locked:
-                if not locked:
-                    say("may not mlock: the disk stays in the page cache if the kernel likes")
-                self._reads()
+        for profile in self.profiles if "reads" in works else ():
+            large = self.site.large()
+            self._rounds(profile, large, self.systems, remote_works.reads, remote_works.limits)
+        mounted = [name for name in self.systems if name not in (*_LIMITS, "stub")]
+        if "buffered" in works:
+            self._rounds("lan", self.site.large(), mounted, remote_works.buffered)
+        if "four" in works:
+            # The peers' rate is that of one server for each disk.
+            ours = [name for name in self.systems if name == LIMIT or name.startswith("vddkfs")]
+            limits = remote_works.four_limits
+            self._rounds("lan", self.site.four(), ours, remote_works.four, limits)
+        if "files" in works:
+            self._rounds("lan", self.site.files(), mounted, remote_files.files)
         if "kill" in works:
             for number in range(1, self.rounds + 1):
                 say(f"killed workers, round {number} of {self.rounds}")
@@ -64,45 +81,61 @@ class RemoteBench:
                 lambda: remote_works.many(self.figures, self.site, self.mounts),
             )
 
-    def _reads(self) -> None:
-        # The first round of the first profile warms up; all others are like it.
-        for profile in self.profiles:
-            self.site.configure(profile)
+    def _rounds(
+        self,
+        profile: str,
+        material: Material,
+        names: Sequence[str],
+        reads: Reads,
+        limits: Limits | None = None,
+    ) -> None:
+        """Have all systems of *names* read *material* in turn, and the C client say its limits."""
+        self.site.configure(profile)
+        with kept_in_memory(material) as locked:
+            if not locked:
+                say("may not mlock: the disk stays in the page cache if the kernel likes")
             for number in range(1 if self.quick else 0, self.rounds + 1):
-                for name in self.systems:
-                    self._one(profile, name, number)
+                for name in names:
+                    self._one(profile, material, name, number, reads, limits)
 
-    def _one(self, profile: str, name: str, number: int) -> None:
-        figures = self.figures if number else None
+    def _one(
+        self,
+        profile: str,
+        material: Material,
+        name: str,
+        number: int,
+        reads: Reads,
+        limits: Limits | None,
+    ) -> None:
         pace = QUICK_PACE if self.quick else FULL_PACE
         seconds = LIMIT_SECONDS / 4 if self.quick else LIMIT_SECONDS
-        this = Remote(self.site, profile, figures, pace, seconds)
+        this = Remote(self.site, profile, self.figures if number else None, pace, seconds)
         if name == DEFAULT_LIMIT and not remote_works.has_own_limit(profile):
             return
-        limit = name in (LIMIT, DEFAULT_LIMIT)
-        system = None if limit else make(name, self.mounts, self.site, profile)
-        if system is None and not limit:
+        system = None if name in _LIMITS else make(name, self.mounts, self.site, profile)
+        if system is None and (limits is None or name not in _LIMITS):
             return
-        say(f"{profile}, {f'round {number} of {self.rounds}' if number else 'warm-up'}: {name}")
-        warm(self.site.material)
+        where = f"{profile}, {material.name}, {name}"
+        say(f"{where}: {f'round {number} of {self.rounds}' if number else 'warm-up'}")
+        warm(material)
 
         def work() -> None:
-            if system is None:
-                remote_works.limits(this, name)
-                return
-            with system.serving(self.site.material) as served:
-                remote_works.reads(this, served)
+            if system is not None:
+                with system.serving(material) as served:
+                    reads(this, served)
+            elif limits is not None:
+                limits(this, name)
 
-        self._try(f"{profile}, {name}", work)
-        cold = 1.0 - resident(self.site.material)
+        self._try(where, work)
+        cold = 1.0 - resident(material)
         if cold > 0.005:
-            self._problem(f"{profile}, {name}: {cold:.1%} of the disk left the page cache")
+            self._problem(f"{where}: {cold:.1%} of the disk left the page cache")
 
     def _kills(self) -> None:
         self.site.configure("instant")
         system = make("vddkfs", self.mounts, self.site, "instant")
         assert system is not None
-        with system.serving(self.site.material) as served:
+        with system.serving(self.site.large()) as served:
             remote_works.kills(self.figures, served)
 
     def _try(self, where: str, work: Callable[[], None]) -> None:
@@ -138,17 +171,25 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
         return parse
 
-    def some(flag: str, known: Sequence[str], words: str) -> None:
-        all_of = ",".join(known)
-        add(flag, type=names(known), default=list(known), metavar="LIST", help=f"{words}: {all_of}")
+    def some(flag: str, known: Sequence[str], words: str, unasked: Sequence[str] = ()) -> None:
+        usual = [name for name in known if name not in unasked]
+        words += ": " + ",".join(usual)
+        if unasked:
+            words += f"; only when asked for: {','.join(unasked)}"
+        add(flag, type=names(known), default=usual, metavar="LIST", help=words)
 
     work = Path("/var/tmp/vddkfs-benchmarks")
     add("--work", type=Path, default=work, metavar="DIR", help="as in run (default: %(default)s)")
     some("--profiles", PROFILES, "of the simulator")
-    some("--systems", list(TITLES), "what is compared")
+    some("--systems", list(TITLES), "what is compared", list(VARIANTS))
     some("--only", WORKS, "some of the work")
     add("--rounds", type=int, metavar="N", help="after the warm-up (default: 3; quick: 1)")
-    add("--size", type=int, metavar="MIB", help="of the large disk (default: 1024; quick: 128)")
+    add(
+        "--size",
+        type=int,
+        metavar="MIB",
+        help="of the large disk; four have a quarter of it (default: 1024; quick: 128)",
+    )
     add("--quick", action="store_true", help="to see that all of it runs, not to measure")
     add("--json", type=Path, metavar="FILE", help="write everything there")
     add("--markdown", action="store_true", help="print the report for README.md")
@@ -171,13 +212,17 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for one in idle["busiest"]:
             say(f"  {one['percent_of_a_cpu']:3} % of a CPU: {one['command']}")
     work = arguments.work.resolve()
-    capacity = arguments.size * MIB
+    sizes = SiteSizes(
+        large=arguments.size * MIB,
+        four=arguments.size * MIB // 4 if "four" in arguments.only else 0,
+        files=(_QUICK_FILES if arguments.quick else _FILES) if "files" in arguments.only else None,
+    )
     begun = time.monotonic()
     with supervised(work) as mounts, contextlib.ExitStack() as stack:
         free = shutil.disk_usage(work).free
-        if free < capacity + _SPARE:
+        if free < sizes.wanted + _SPARE:
             raise BenchmarkError(f"{work}: {free / GIB:.1f} GiB free are too few; see --work")
-        site = Site(work / "remote", capacity)
+        site = Site(work / "remote", sizes)
         stack.callback(site.remove)
         say("building the simulator, making its site")
         site.make()

@@ -5,25 +5,27 @@ are the same bytes of one file, which ``material.kept_in_memory`` keeps in the p
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import select
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.material import MIB, Material
+from benchmarks.guest import Size, make_files
+from benchmarks.material import MIB, Material, write_descriptor
 from benchmarks.processes import BenchmarkError, end, run
 
 PROFILES: Final = ("lan", "nbdssl", "nbdssl-tuned", "san")
 TRANSPORTS: Final = {"san": "san"}
 """How a profile's disk is reached; all others by nbdssl."""
 SERVER: Final = "benchmark"
-VM: Final = "vm-16"
-SNAPSHOT: Final = "snapshot-1"
-DISK: Final = "[ds1] large/large.vmdk"
+FOUR: Final = tuple(f"four{number}" for number in range(1, 5))
+"""The disks of one VM that are read at once."""
 MANY: Final = 40
 """Small VMs with two disks each."""
 SMALL: Final = 4 * MIB
@@ -34,24 +36,73 @@ _BUILT: Final = Path(__file__).resolve().parents[2] / "build" / "simulator"
 _READY_SECONDS: Final = 20.0
 
 
+@dataclass(frozen=True)
+class Held:
+    """Disks of one VM that one snapshot holds: their paths in a datastore."""
+
+    moref: str
+    snapshot: str
+    disks: tuple[str, ...]
+
+
+HELD: Final = {
+    "large": Held("vm-16", "snapshot-1", ("[ds1] large/large.vmdk",)),
+    "four": Held("vm-17", "snapshot-2", tuple(f"[ds1] four/{name}.vmdk" for name in FOUR)),
+    "files": Held("vm-18", "snapshot-3", ("[ds1] files/files.vmdk",)),
+}
+"""By the names of the materials."""
+
+
+@dataclass(frozen=True)
+class SiteSizes:
+    """Bytes of the disks; of what is 0 there is none. *four*: each of these.
+
+    *files* is what is on the disk with files.
+    """
+
+    large: int
+    four: int = 0
+    files: Size | None = None
+
+    @property
+    def wanted(self) -> int:
+        """Bytes of free space that making it takes: the files are there twice for a while."""
+        files = 2 * self.files.disk * MIB if self.files else 0
+        return self.large + 4 * self.four + files + 2 * MANY * SMALL
+
+
 class Site:
     """The kit and its site, in *folder*, which is made anew and removed with it."""
 
-    def __init__(self, folder: Path, capacity: int) -> None:
+    def __init__(self, folder: Path, sizes: SiteSizes) -> None:
         self.folder = folder
         self.site = folder / "sites" / SERVER
-        self.capacity = capacity
+        self.sizes = sizes
+        self.checksum = ""
+        """Of all files of the disk with files; see ``checksum``."""
         self._host: subprocess.Popen[bytes] | None = None
         # The password is any: the site asks for none in particular.
         self.credentials = folder / "credentials"
         self.password = folder / "password"
         self.client_folder = folder / "client"
 
-    @property
-    def material(self) -> Material:
-        """The large disk; its leaf is the flat file with the raw bytes."""
-        flat = self.site / "ds1" / "large" / "large-flat.vmdk"
-        return Material("remote", flat, (flat,), self.capacity, "large")
+    def large(self) -> Material:
+        """The large disk; its leaf is the flat file with the raw bytes, as that of the others."""
+        flat = self._flat("large/large")
+        return Material("large", flat, (flat,), self.sizes.large, "large")
+
+    def four(self) -> Material:
+        """The four disks of one VM; its leaf is that of the first."""
+        flats = tuple(self._flat(f"four/{name}") for name in FOUR)
+        return Material("four", flats[0], flats, self.sizes.four, FOUR[0])
+
+    def files(self) -> Material:
+        """The disk with an ext4 full of files."""
+        flat = self._flat("files/files")
+        return Material("files", flat, (flat,), flat.stat().st_size, "files")
+
+    def _flat(self, name: str) -> Path:
+        return self.site / "ds1" / f"{name}-flat.vmdk"
 
     def make(self) -> None:
         """Build the kit, and make the site and its disks."""
@@ -67,28 +118,53 @@ class Site:
         ):
             path.touch(0o600)
             path.write_text(text)
-        self._make_disk("ds1/large/large", self.capacity)
-        lines = ["[host esx1]", "datastores = ds1", *_vm(VM, SNAPSHOT, [DISK])]
+        self._make_disk("large/large", self.sizes.large)
+        there = ["large"]
+        if self.sizes.four:
+            there.append("four")
+            for name in FOUR:
+                self._make_disk(f"four/{name}", self.sizes.four)
+        if self.sizes.files:
+            there.append("files")
+            self._make_files(self.sizes.files)
+        lines = ["[host esx1]", "datastores = ds1"]
+        for held in map(HELD.__getitem__, there):
+            lines += _vm(held.moref, held.snapshot, held.disks)
         for number in range(MANY):
             for name in small_disks(number):
-                self._make_disk("ds1/" + name.removesuffix(".vmdk"), SMALL)
+                self._make_disk(name.removesuffix(".vmdk"), SMALL)
             disks = [f"[ds1] {name}" for name in small_disks(number)]
             lines += _vm(small_vm(number), small_snapshot(number), disks)
         (self.site / "registry.conf").write_text("\n".join([*lines, ""]))
         self.configure("instant")
 
     def _make_disk(self, name: str, size: int) -> None:
-        path = self.site / f"{name}.vmdk"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flat = path.with_name(f"{path.stem}-flat.vmdk")
+        """Make a disk of noise."""
+        flat = self._flat(name)
+        flat.parent.mkdir(parents=True, exist_ok=True)
         with flat.open("wb") as file:
             for _ in range(0, size, MIB):
                 file.write(os.urandom(MIB))
-        path.write_text(
-            "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
-            f'createType="vmfs"\n\nRW {size // 512} VMFS "{flat.name}"\n\n'
-            'ddb.adapterType = "lsilogic"\nddb.virtualHWVersion = "14"\n'
-        )
+        self._describe(name, size)
+
+    def _make_files(self, size: Size) -> None:
+        """Make the disk with an ext4 full of files."""
+        flat = self._flat("files/files")
+        flat.parent.mkdir(parents=True)
+        files = self.folder / "files"
+        files.mkdir()
+        make_files(files, size)
+        self.checksum = checksum(sums_of_files(files))
+        with flat.open("wb") as file:
+            file.truncate(size.disk * MIB)
+        run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", files, flat])
+        shutil.rmtree(files)
+        self._describe("files/files", size.disk * MIB)
+
+    def _describe(self, name: str, size: int) -> None:
+        flat = self._flat(name)
+        path = flat.with_name(flat.name.replace("-flat", ""))
+        write_descriptor(path, "vmfs", [f'RW {size // 512} VMFS "{flat.name}"'])
 
     def configure(self, profile: str, *lines: str) -> None:
         """Have the site behave as *profile* from now on."""
@@ -127,11 +203,14 @@ class Site:
             raise BenchmarkError("the host process does not run")
         return self._host.pid
 
-    def limits(self, profile: str, seconds: float, tuned: bool) -> dict[tuple[str, int], Any]:
-        """Return what the C client gets of the large disk, by (workload, depth).
+    def limits(
+        self, profile: str, seconds: float, tuned: bool = True, material: str = "large"
+    ) -> dict[tuple[str, int], Any]:
+        """Return what the C client gets of all disks of a material at once, by (workload, depth).
 
         *tuned*: with the configuration that vddkfs gives to the library, else with its defaults.
         """
+        held = HELD[material]
         # What vddkfs would write for its own worker: nothing but the client differs.
         from vddkfs.engines.vddk import configuration
 
@@ -145,11 +224,11 @@ class Site:
             *("env", f"LD_LIBRARY_PATH={self.folder / 'lib64'}", _BUILT / "bin" / "vixsim-limits"),
             *("--libdir", self.folder, "--config", config, "--server", SERVER),
             *("--user", "benchmark", "--password-file", self.password, "--thumbprint", ""),
-            *("--moref", VM, "--snapshot", SNAPSHOT, "--transports", transport),
+            *("--moref", held.moref, "--snapshot", held.snapshot, "--transports", transport),
             *("--seconds", str(seconds), "--json"),
             # As vddkfs opens such a disk.
             *(["--unbuffered"] if transport == "san" else []),
-            DISK,
+            *held.disks,
         ]
         found = json.loads(run(command, timeout=60.0 + 10 * seconds))
         if found["transport"] != transport:
@@ -198,7 +277,18 @@ def small_disks(number: int) -> list[str]:
     return [f"many{number}/{name}.vmdk" for name in ("one", "two")]
 
 
-def _vm(moref: str, snapshot: str, disks: list[str]) -> list[str]:
+def sums_of_files(folder: Path) -> str:
+    """Read all files below *folder* in the order of their file system; return what md5sum says."""
+    script = 'cd "$1" && find . -type f -print0 | xargs -0 md5sum'
+    return run(["sh", "-c", script, "sh", folder])
+
+
+def checksum(sums: str) -> str:
+    """Return one checksum of all *sums*, in whatever order these are."""
+    return hashlib.sha256("\n".join(sorted(sums.splitlines())).encode()).hexdigest()
+
+
+def _vm(moref: str, snapshot: str, disks: Sequence[str]) -> list[str]:
     held = [f"disk = {disk}" for disk in disks]
     lines = [f"[vm {moref}]", f"name = {moref}", "host = esx1", "power = off", *held]
     return [*lines, f"[snapshot {snapshot}]", f"vm = {moref}", *held]

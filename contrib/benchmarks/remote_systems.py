@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.material import Material
 from benchmarks.processes import BenchmarkError, command_line, end, is_alive, until
-from benchmarks.remote_site import DISK, SERVER, SNAPSHOT, VM, Site, transport_of
+from benchmarks.remote_site import HELD, SERVER, Site, transport_of
 from benchmarks.systems import END_SECONDS, Served, Stub, System, Vddkfs, vddkfs_command
 
 
@@ -52,16 +52,22 @@ class RemoteVddkfs(Vddkfs):
 
     title = "`vddkfs mount vddk://... -o credentials=FILE,libdir=DIR`"
 
-    def __init__(self, mounts: Path, site: Site, profile: str) -> None:
+    def __init__(
+        self, mounts: Path, site: Site, profile: str, name: str = "vddkfs", *options: str
+    ) -> None:
+        self.name = name
         super().__init__(mounts)
         self._site = site
         self._profile = profile
+        self._options = options
 
     def command(self, mount: Path, material: Material) -> list[str | Path]:
         """Return the mount command; san wants to be asked for."""
         transport = transport_of(self._profile)
         more = ["transports=san", "san_check=no"] if transport == "san" else []
-        return mount_command(self._site, url(VM, SNAPSHOT, [DISK]), mount, *more)
+        held = HELD[material.name]
+        source = url(held.moref, held.snapshot, held.disks)
+        return mount_command(self._site, source, mount, *self._options, *more)
 
 
 class Peer(System):
@@ -155,11 +161,18 @@ PEERS: Final[dict[str, tuple[type[NbdfusePeer] | type[QsdPeer], bool]]] = {
     "qsd-ra": (QsdPeer, True),
 }
 """By name; True: with the kernel's read-ahead raised."""
+VARIANTS: Final = {
+    "vddkfs-4k": "block_size=4K",
+    "vddkfs-16k": "block_size=16K",
+    "vddkfs-256k": "block_size=256K",
+}
+"""vddkfs with another option than its default; only when asked for."""
 LIMIT: Final = "limit"
 DEFAULT_LIMIT: Final = "limit-own"
 """The C client with the library's own buffers, where that is not the same."""
 TITLES: Final = {
     "vddkfs": RemoteVddkfs.title,
+    **{name: f"the same with `{option}`" for name, option in VARIANTS.items()},
     LIMIT: "`vixsim-limits`, a C client that does nothing else, with the configuration of vddkfs: "
     "what the profile gives, nothing mounted",
     DEFAULT_LIMIT: "the same client with the library's own buffers (4 of 64 KiB)",
@@ -175,6 +188,8 @@ def make(name: str, mounts: Path, site: Site, profile: str) -> System | None:
     """Return the system *name* for a profile; None where there is none."""
     if name == "vddkfs":
         return RemoteVddkfs(mounts, site, profile)
+    if name in VARIANTS:
+        return RemoteVddkfs(mounts, site, profile, name, VARIANTS[name])
     if name == "stub":
         return RemoteStub(mounts)
     if name in PEERS and profile in LINKS:

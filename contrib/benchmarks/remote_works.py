@@ -1,4 +1,4 @@
-"""The pieces of work of ``run remote``: reads of the large disk, lost workers, many mounts."""
+"""The pieces of work of ``run remote`` on noise: reads, lost workers, many disks, many mounts."""
 
 import concurrent.futures
 import contextlib
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.figures import MIB, Figures
+from benchmarks.figures import MIB, REMOTE_DEPTHS, Figures
 from benchmarks.processes import BenchmarkError, cpu_ticks, run
 from benchmarks.remote_site import (
+    FOUR,
     MANY,
     SESSIONS,
     SMALL,
@@ -60,7 +61,7 @@ def limits(this: Remote, name: str) -> None:
     found = this.site.limits(this.profile, this.limit_seconds, tuned=name != DEFAULT_LIMIT)
     sequential = found["sequential read 1 MiB", 8]
     this.add(name, "sequential", sequential["bytes_per_s"] / MIB)
-    for depth in (1, 16):
+    for depth in REMOTE_DEPTHS:
         this.add(name, f"random-{depth}", found["random read 4 KiB", depth]["requests_per_s"])
 
 
@@ -82,7 +83,7 @@ def reads(this: Remote, served: Served) -> None:
     this.add(name, "cpu", (_cpu_seconds(of_system(served)) - before) * GIB / capacity)
     if name == "stub":
         return
-    for depth in (1, 16):
+    for depth in REMOTE_DEPTHS:
         before = _cpu_seconds(of_system(served))
         result = fio(served.file, (0, capacity), this.pace, depth)
         used = _cpu_seconds(of_system(served)) - before
@@ -93,8 +94,48 @@ def reads(this: Remote, served: Served) -> None:
             this.add(name, "cpu-16", 1e6 * used / (result.iops * seconds))
 
 
+def buffered(this: Remote, served: Served) -> None:
+    """Read 4 KiB at random places, by one reader and by several, buffered and cold."""
+    part = served.material.capacity // 2
+    for number, readers in enumerate((1, 16)):
+        result = fio(served.file, (number * part, part), this.pace, readers, buffered=True)
+        this.add(served.system.name, f"buffered-{readers}", result.iops)
+
+
 def _cpu_seconds(pids: list[int]) -> float:
     return sum(map(sum, map(cpu_ticks, pids))) / os.sysconf("SC_CLK_TCK")
+
+
+# Four disks at once.
+
+
+def four_limits(this: Remote, name: str) -> None:
+    """Have the C client read four disks of one host at once."""
+    found = this.site.limits(this.profile, this.limit_seconds, material="four")
+    this.add(name, "four", found["sequential read 1 MiB", 8]["bytes_per_s"] / MIB)
+
+
+def four(this: Remote, served: Served) -> None:
+    """Read each of four disks with a reader of its own, all at once, buffered and cold."""
+    files = [served.mount / name / "disk.raw" for name in FOUR]
+    for file in files:
+        # Their workers start at the first read, which is not what is measured.
+        run(["dd", f"if={file}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"], 60.0)
+    capacity = served.material.capacity
+    gate = threading.Barrier(len(files))
+    begun = time.perf_counter()
+    with _pool(len(files)) as pool:
+        seconds = list(pool.map(lambda file: _read_all(file, gate), files))
+    taken = time.perf_counter() - begun
+    this.add(served.system.name, "four", len(files) * capacity / MIB / taken)
+    this.add(served.system.name, "four-even", min(seconds) / max(seconds))
+
+
+def _read_all(file: Path, gate: threading.Barrier) -> float:
+    gate.wait(_MOUNT_SECONDS)
+    begun = time.perf_counter()
+    run(["dd", f"if={file}", "of=/dev/null", "bs=1M", "status=none"], timeout=_READ_SECONDS)
+    return time.perf_counter() - begun
 
 
 # A worker is lost.

@@ -16,7 +16,7 @@ TITLES: Final = {
     "ready": "From the command to serving",
     "memory": "Memory of all processes of the system",
     "hung": "One disk hung, 200 reads on it: how the rest answers",
-    "invalidate": "vddkfs invalidate of a disk of 64 TiB, its cache full",
+    "invalidate": "vddkfs invalidate of a disk of 62 TiB, its cache full",
     "remote": "Remote disk: reads",
     "remote-cpu": "Remote disk: CPU time of what serves",
     "remote-buffered": "Remote disk: random buffered reads, profile lan",

@@ -165,7 +165,8 @@ class Vddkfs(System):
     def command(self, mount: Path, material: Material) -> list[str | Path]:
         """Return the mount command; it ends when the mount answers."""
         source = material.leaf.parent if material.name == "hung" else material.leaf
-        return [vddkfs_command(), "mount", source, mount]
+        options = ["-o", ",".join(material.options)] if material.options else []
+        return [vddkfs_command(), "mount", source, mount, *options]
 
     def served(self, given: Served) -> Served:
         """Return the mount with its daemon in place of the command."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from benchmarks.systems import Served
 DAEMON_MIB: Final = 60
 WORKER_MIB: Final = 30
 """What the issue allows besides cache_size, for the daemon and for each worker."""
+PROBE: Final = Path(__file__).parent / "probe.py"
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,26 @@ class FioResult:
     microseconds_99: float
 
 
-def fio(file: Path, where: tuple[int, int], pace: Pace, depth: int) -> FioResult:
-    """Read 4 KiB at random places of *where* (offset, length) for the time of *pace*."""
+def fio(
+    file: Path, where: tuple[int, int], pace: Pace, depth: int, buffered: bool = False
+) -> FioResult:
+    """Read 4 KiB at random places of *where* (offset, length) for the time of *pace*.
+
+    *buffered*: through the kernel's page cache, by *depth* readers with a part of *where* each,
+    none of which reads a block twice, so that the kernel cannot answer in place of the file system.
+    """
     offset, size = where
+    if buffered:
+        part = size // depth
+        how = ["--ioengine=psync", f"--numjobs={depth}", "--fadvise_hint=random"]
+        how += ["--group_reporting", f"--size={part}", f"--offset_increment={part}"]
+    else:
+        how = ["--direct=1", "--ioengine=libaio", f"--iodepth={depth}"]
+        how += [f"--size={size}", "--norandommap"]
     output = run(
         [
             *("fio", "--name=random", f"--filename={file}", "--readonly", "--thread"),
-            *("--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", f"--iodepth={depth}"),
-            *(f"--offset={offset}", f"--size={size}", "--norandommap", "--allow_file_create=0"),
+            *("--rw=randread", "--bs=4k", *how, f"--offset={offset}", "--allow_file_create=0"),
             *("--time_based", f"--runtime={pace.random}", f"--ramp_time={pace.ramp}"),
             "--output-format=json",
         ],
@@ -105,6 +119,23 @@ def fio(file: Path, where: tuple[int, int], pace: Pace, depth: int) -> FioResult
         microseconds=latency["mean"] / 1000,
         microseconds_99=latency["percentile"]["99.000000"] / 1000,
     )
+
+
+def cached(this: Round) -> None:
+    """Buffered 4 KiB reads of what vddkfs has in its cache, and the kernel has no more."""
+    served = this.served
+    offset, length = this.sizes.cached
+    ours = served.system.name == "vddkfs"
+    before = served.status() if ours else {}
+    said = run([sys.executable, "-P", PROBE, "cached", served.file, str(offset), str(length)])
+    if ours:
+        after = served.status()
+        if after["reads"]["count"] - before["reads"]["count"] < length // 4096:
+            raise BenchmarkError("the kernel answered reads that it should have forgotten")
+        # Blocks that lie together are fetched with what is between them, some of them twice.
+        if after["cache"]["source_bytes"] - before["cache"]["source_bytes"] > 1.2 * length:
+            raise BenchmarkError("what was read was not kept in the cache")
+    this.add("cached", float(said))
 
 
 def memory(this: Round) -> None:
