@@ -274,11 +274,3 @@ def test_whatever_is_typed_is_read_or_refused_in_one_line(text: str) -> None:
         except UsageError as error:
             told.append(str(error))
     assert all(len(line.splitlines()) == 1 for line in told)
-
-
-def test_the_cache_is_an_eighth_of_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = {"SC_PHYS_PAGES": 1024, "SC_PAGE_SIZE": MIB}
-    monkeypatch.setattr(os, "sysconf", memory.__getitem__)
-    assert options.default_cache_size() == 128 * MIB
-    memory["SC_PHYS_PAGES"] *= 100
-    assert options.default_cache_size() == 256 * MIB

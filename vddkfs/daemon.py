@@ -40,12 +40,13 @@ from vddkfs.fuse.notify import KernelPages
 from vddkfs.fuse.operations import Operations
 from vddkfs.fuse.tree import Tree
 from vddkfs.invalidation import Invalidation
+from vddkfs.memory import default_cache_size
 from vddkfs.mounts import holders, unmount
 from vddkfs.observe.figures import Family
 from vddkfs.observe.logs import Log
 from vddkfs.observe.metrics import Metrics
 from vddkfs.observe.status import StatusReport
-from vddkfs.options import MountOptions, default_cache_size
+from vddkfs.options import MountOptions
 from vddkfs.state import held, socket_path, state_folder
 
 log = logging.getLogger(__name__)

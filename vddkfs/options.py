@@ -206,7 +206,8 @@ OPTIONS: Final = (
     Option(
         "cache_size",
         "SIZE",
-        "memory for the sector cache (default: 256M or an eighth of memory, the smaller)",
+        "memory for the sector cache (default: 256M, or an eighth of the memory, or half of what is "
+        "available, the least of them)",
         _cache_size,
     ),
     Option(
@@ -364,9 +365,3 @@ def _nearest(name: str) -> str:
     if close:
         return f"did you mean {close[0]}?"
     return "known are " + ", ".join(_BY_NAME)
-
-
-def default_cache_size() -> int:
-    """Return 256 MiB or an eighth of the machine's memory, the smaller, in bytes."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(256 * MIB, memory // 8)

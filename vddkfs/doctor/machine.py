@@ -15,9 +15,10 @@ import msgspec
 
 from vddkfs.doctor.rows import Row
 from vddkfs.errors import AccessDenied, VddkfsError
+from vddkfs.memory import default_cache_size
 from vddkfs.mounts import FUSE_DEVICE, check_fuse
 from vddkfs.observe.summary import human
-from vddkfs.options import MountOptions, default_cache_size
+from vddkfs.options import MountOptions
 from vddkfs.state import state_folder
 
 SECONDS: Final = 20.0

@@ -1,0 +1,43 @@
+"""How much memory the cache takes where the operator says nothing."""
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Final
+
+MIB: Final = 1024 * 1024
+_MOST: Final = 256 * MIB
+_LEAST: Final = 16 * MIB
+
+
+def default_cache_size(root: Path = Path("/")) -> int:
+    """Return the least of 256 MiB, an eighth of the memory, and half of what is available; bytes.
+
+    The memory is the machine's, or what the control group of this process may have (a container,
+    a systemd unit with MemoryMax=), if that is less. Never below 16 MiB.
+    """
+    told = _meminfo(root)
+    memory = min([told["MemTotal"], *_group_limits(root)])
+    available = told.get("MemAvailable", memory)
+    return max(_LEAST, min(_MOST, memory // 8, available // 2) // MIB * MIB)
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    """Return the entries of /proc/meminfo in bytes; see proc(5)."""
+    text = (root / "proc/meminfo").read_text("ascii")
+    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+): +(\d+) kB$", text, re.M)}
+
+
+def _group_limits(root: Path) -> list[int]:
+    """Return the limits of this process's control group (version 2) and of those above it."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        entry = (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape")
+        group = re.search(r"^0::(/.*)$", entry, re.M)
+        top = root / "sys/fs/cgroup"
+        place = top / group[1].lstrip("/") if group else top
+        while place != top and top in place.parents:
+            with contextlib.suppress(OSError, ValueError):
+                found.append(int((place / "memory.max").read_text("ascii")))
+            place = place.parent
+    return found
