@@ -43,6 +43,7 @@ def test_of_a_machine(tmp_path: Path, total: int, available: int, size: int) -> 
         ({"a__b": str(512 * MIB)}, 64 * MIB),
         ({"a__b": "max", "a": str(GIB)}, 128 * MIB),
         ({"other": str(GIB)}, 256 * MIB),
+        ({".": str(512 * MIB)}, 64 * MIB),
     ],
 )
 def test_of_a_control_group(tmp_path: Path, limits: dict[str, str], size: int) -> None:

@@ -103,14 +103,23 @@ def _ranges(
     if isinstance(node, Window):
         end = node.size if length is None else min(node.size, start + length)
         if end <= start:
-            raise UsageError(f"{name}: it has {node.size} bytes, the range begins at {start}")
+            raise UsageError(
+                f"{name}: it has {node.size} bytes, the range begins at {start}",
+                advice="name a range inside the file",
+            )
         yield node.image, node.start + start, node.start + end
         return
     images = dict.fromkeys(_images(node))
     if not images:
-        raise UsageError(f"{name}: nothing is kept of it, it is made anew at each open")
+        raise UsageError(
+            f"{name}: it is made anew at each open",
+            advice="name disk.raw: what this tells of goes with it",
+        )
     if start or length is not None:
-        raise UsageError(f"{name}: a range is one of a file, and this is a folder")
+        raise UsageError(
+            f"{name}: a range is one of a file, and this is a folder",
+            advice="name the file, such as disk.raw, or leave --range out",
+        )
     yield from ((image, 0, image.capacity) for image in images)
 
 

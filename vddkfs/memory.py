@@ -36,8 +36,8 @@ def _group_limits(root: Path) -> list[int]:
         group = re.search(r"^0::(/.*)$", entry, re.M)
         top = root / "sys/fs/cgroup"
         place = top / group[1].lstrip("/") if group else top
-        while place != top and top in place.parents:
+        # In a container the top is its own group; that of the machine has no such file.
+        for each in (place, *place.parents):
             with contextlib.suppress(OSError, ValueError):
-                found.append(int((place / "memory.max").read_text("ascii")))
-            place = place.parent
+                found.append(int((each / "memory.max").read_text("ascii")))
     return found

@@ -206,8 +206,8 @@ OPTIONS: Final = (
     Option(
         "cache_size",
         "SIZE",
-        "memory for the sector cache (default: 256M, or an eighth of the memory, or half of what is "
-        "available, the least of them)",
+        "memory for the sector cache (default: 256M, or an eighth of the memory, or half of what "
+        "is available, the least of them)",
         _cache_size,
     ),
     Option(

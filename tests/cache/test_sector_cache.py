@@ -457,3 +457,58 @@ async def test_the_operator_chooses_the_block(source: Any, make_stamp: Stamp, bl
         check_pins(cache.disk)
         nursery.cancel_scope.cancel()
     arena.close()
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+async def test_a_range_takes_along_what_lies_hidden_under_it(
+    source: Any, make_stamp: Stamp, under_way: bool
+) -> None:
+    """A frame that was fetched around a block holds that block too, and may show it one day."""
+    async with caches(source) as [cache]:
+        source.eager = True
+        await cache.read(3 * BLOCK, 3 * BLOCK + 512, False)
+        source.eager = False
+        cache.prefetch(0, FRAME)
+        for request in list(source.waiting):
+            source.perform(request)
+        if not under_way:
+            source.answer_all()
+        source.version = 1
+        cache.invalidate(3 * BLOCK, 4 * BLOCK)
+        source.eager = True
+        data = await cache.read(2 * BLOCK, 5 * BLOCK, False)
+        source.answer_all()
+        assert bytes(data) == expected(make_stamp, 0, 2 * BLOCK, 5 * BLOCK, 1)
+
+
+async def test_where_a_fetch_failed_the_next_reads_ask_for_themselves(source: Any) -> None:
+    async def reader(cache: ImageCache) -> None:
+        with pytest.raises(EngineError):
+            await cache.read(0, 4096, True)
+
+    async with caches(source) as [cache]:
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reader, cache)
+                while nursery.child_tasks:
+                    _fail_all(source)
+                    await trio.lowlevel.checkpoint()
+        large = [request for request in source.requests if request[2] == FRAME // SECTOR]
+        assert len(large) == 1
+        cache.invalidate()
+        source.eager = True
+        await cache.read(0, 4096, True)
+        assert source.requests[-1][2] == FRAME // SECTOR
+        check_pins(cache.disk)
+
+
+async def test_a_read_is_one_hit_or_one_miss_or_one_wait(source: Any) -> None:
+    async with caches(source) as [cache], trio.open_nursery() as nursery:
+        nursery.start_soon(cache.read, MIB - 4096, 2 * MIB - 4096, True)
+        nursery.start_soon(cache.read, MIB - 4096, 2 * MIB - 4096, True)
+        while nursery.child_tasks:
+            source.answer_all()
+            await trio.lowlevel.checkpoint()
+        assert cache.read_nowait(MIB - 4096, 2 * MIB - 4096) is not None
+        counts = cache.counts
+        assert (counts.hits, counts.misses + counts.coalesced) == (1, 2)

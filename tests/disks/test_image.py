@@ -371,8 +371,9 @@ async def test_blocks_are_fewer_than_the_size_until_the_map_is_known(allocated: 
     worker = FakeWorker(noise(100))
     worker.dig(10, 10)
     async with shown(worker, frozen=True, links=[make_link(100, allocated=allocated)]) as image:
-        assert image.allocated_bytes() == min(allocated, 100 * 512 - 4096)
+        # Never nothing: tar takes a file without blocks for one without data.
+        assert image.allocated_bytes() == min(allocated or 2**50, 100 * 512 - 4096)
         await image.map_when_known()
         assert image.allocated_bytes() == 90 * 512
     async with shown(FakeWorker(noise(2)), frozen=True, links=[make_link(2, allocated=9)]) as image:
-        assert image.allocated_bytes() == 0
+        assert image.allocated_bytes() == 512

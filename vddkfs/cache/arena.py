@@ -208,6 +208,9 @@ class Arena:
             if chunk is not None:
                 chunk.close()
             return None
+        except BaseException:
+            self.count -= 1
+            raise
         return chunk
 
     def release(self, chunk: Chunk) -> None:

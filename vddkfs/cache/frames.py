@@ -354,5 +354,8 @@ class SectorCache:
             if richest is not None and await self._disks[richest].surrender():
                 for disk in self._disks.values():
                     disk.wake()
+        except Exception:
+            # The disks keep what they have; the mount goes on.
+            log.exception("a bug in vddkfs: memory cannot be moved between disks")
         finally:
             self._balancing = False

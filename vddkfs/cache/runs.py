@@ -1,16 +1,14 @@
 """What one request fetched for the cache, or is fetching: its place, its waiters, its worth."""
 
-from typing import Final, Protocol
+from typing import Protocol
 
 import trio
 
 from vddkfs.cache.arena import FRAME, Slot
+from vddkfs.cache.eviction import MOST_USES
 from vddkfs.cache.worth import Worth
 from vddkfs.engines.requests import Moved
 from vddkfs.errors import VddkfsError
-
-MOST_USES: Final = 3
-"""Where ``uses`` stops counting: the eviction asks for no more (see ``eviction.Item``)."""
 
 
 class Home(Protocol):

@@ -12,9 +12,12 @@ Cancellation: a reader that is cancelled leaves its fetch running, for the other
 it. All of this runs on the trio thread.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
+
+from cachetools import TTLCache
 
 from vddkfs.cache import direct
 from vddkfs.cache.arena import FRAME, Slot
@@ -28,6 +31,10 @@ from vddkfs.errors import EngineError, VddkfsError
 
 FETCHES_AHEAD: Final = 24
 """Frames that read-ahead may have under way for one disk."""
+_MOST_FAILED: Final = 4096
+_FAILED_SECONDS: Final = 60.0
+"""For how long a fetch that failed is not tried again: each costs a reader its time, and VDDK's
+memory of a failed read is kept out of use."""
 
 
 class ImageCache:
@@ -47,6 +54,8 @@ class ImageCache:
         self._clusters_worth = Worth()
         self._clusters = Clusters(capacity, self._clusters_worth)
         self._index: dict[int, Run] = {}
+        self._failed: TTLCache[int, None] = TTLCache(_MOST_FAILED, _FAILED_SECONDS)
+        """Blocks whose fetch has failed of late: what is asked of them is asked for itself."""
 
     def read_nowait(self, start: int, end: int, spend: bool = False) -> memoryview | None:
         """Return [*start*, *end*) if one run, or two neighbours, hold all of it, else None.
@@ -58,7 +67,9 @@ class ImageCache:
         if run is None or not run.ready:
             return None
         if end > run.end:
-            return self._joined(run, start, end, spend)
+            joined = self._joined(run, start, end, spend)
+            self.counts.hits += joined is not None
+            return joined
         self.counts.hits += 1
         run.used(start, end)
         if spend and end == run.end and run.large:
@@ -74,7 +85,6 @@ class ImageCache:
         after = self._index.get(run.end // self.block)
         if after is None or not after.ready or end > after.end:
             return None
-        self.counts.hits += 1
         room = self.disk.joining
         cut = run.end - start
         room[:cut] = run.slot.bytes(start - run.start, run.end - run.start)
@@ -95,13 +105,27 @@ class ImageCache:
         along with it. Cancellation leaves the fetches running.
         """
         began = time.perf_counter()
+        if self._is_there(start, end):
+            self.counts.coalesced += 1
+        else:
+            self.counts.misses += 1
         try:
-            return await self._read_runs(start, end, large or end - start > self.block, large)
-        except EngineError:
-            # Some part of a run is damaged; it may not be the part that was asked for.
-            return await self.read_direct(start, end)
+            return await self._read(start, end, large)
         finally:
             self.disk.waits.observe(time.perf_counter() - began)
+
+    async def _read(self, start: int, end: int, large: bool) -> memoryview | bytes:
+        if not self._has_failed(start, end):
+            # Some part of a run is damaged; it may not be the part that was asked for.
+            with contextlib.suppress(EngineError):
+                return await self._read_runs(start, end, large or end - start > self.block, large)
+        return await self.read_direct(start, end)
+
+    def _has_failed(self, start: int, end: int) -> bool:
+        failed = self._failed
+        return bool(failed) and any(
+            block in failed for block in range(start // self.block, -(-end // self.block))
+        )
 
     async def _read_runs(
         self, start: int, end: int, large: bool, spend: bool
@@ -142,26 +166,33 @@ class ImageCache:
         if end > after.end:
             return None
         await self._part(after, after.start, after.end)
-        return self.read_nowait(start, end, spend)
+        first = self._index.get(start // self.block)
+        if first is None or not first.ready or end <= first.end:
+            return None
+        return self._joined(first, start, end, spend)
 
     async def _run_at(self, position: int, large: bool) -> Run:
         run = self._index.get(position // self.block)
         if run is None:
-            self.counts.misses += 1
             self.worth.missed()
             self._clusters_worth.missed()
             return await self._fetch(position, large)
-        self.counts.hits += run.ready
-        self.counts.coalesced += not run.ready
         return run
 
     async def _part(self, run: Run, start: int, end: int) -> memoryview:
+        if run.error is not None:
+            raise run.error
         run.pins += 1
         run.slot.pin()
         try:
             if not run.ready:
                 self.disk.source.poll()
-                await run.wait()
+                try:
+                    await run.wait()
+                except EngineError:
+                    for block in range(run.start // self.block, -(-run.end // self.block)):
+                        self._failed[block] = None
+                    raise
             run.used(start, end)
             return run.slot.bytes(start - run.start, end - run.start)
         finally:
@@ -226,13 +257,16 @@ class ImageCache:
         """Forget [*start*, *end*), or everything; what is being fetched now will not be kept."""
         self.epoch += 1
         self.counts.invalidations += 1
+        self._failed.clear()
         index = self._index
         if start <= 0 and (end is None or end >= self.capacity):
             self._index = {}
             self.disk.drop(_distinct(index))
             return
         last = self.capacity if end is None else min(end, self.capacity)
-        blocks = range(max(start, 0) // self.block, -(-last // self.block))
+        # Whole frames: a run may hold bytes of a block for which another one is in the index.
+        first, last = max(start, 0) // FRAME * FRAME, -(-last // FRAME) * FRAME
+        blocks = range(first // self.block, last // self.block)
         # The range may be far larger than what is cached of the image, or far smaller.
         numbers = blocks if len(blocks) < len(index) else [n for n in index if n in blocks]
         runs = _distinct({number: index[number] for number in numbers if number in index})

@@ -77,7 +77,7 @@ class Worth:
     def used(self, size: int) -> None:
         """Note that *size* bytes of what was issued are read."""
         self._earn(_PAY * size)
-        self._used += size
+        self._used = min(self._issued, self._used + size)
 
     def wasted(self, size: int) -> None:
         """Note that *size* bytes of what was issued went unread: what they cost stays paid."""

@@ -36,6 +36,9 @@ class Channel:
         self.client = client
         self.cache = cache
         self.images = tuple(images)
+        self.suspect = False
+        """Set when an image of it turned out to be another disk by what another worker has found:
+        what this one has open is of before."""
 
     def identities(self, found: Sequence[LinkIdentity]) -> dict[int, LinkIdentity]:
         """Return the worker's identities by the numbers of this disk's links.
@@ -123,16 +126,21 @@ class Disk:
         A change of a frozen link, or a replaced live one, makes the images above it another disk:
         their open files get ESTALE, and files opened after this call show the new one.
         """
-        if self._mode == "auto":
+        if self._mode == "auto" and not channel.suspect:
             found = await channel.client.revalidate()
         else:
-            found = (await channel.client.renew()).identities
+            channel.suspect = False
+            try:
+                found = (await channel.client.renew()).identities
+            except VddkfsError:
+                channel.suspect = True
+                raise
         await self._look(channel, found)
 
     async def _look(self, channel: Channel, identities: Sequence[LinkIdentity]) -> None:
         """Compare what the worker of *channel* has found with what was mounted."""
         now = channel.identities(identities)
-        if self._changed(now):
+        if self._changed(now, channel):
             await channel.client.reopen()
         elif self.live in now and now[self.live] != self._identities[self.live]:
             found = now[self.live]
@@ -193,11 +201,15 @@ class Disk:
         """
         channel = self._channels.get(worker)
         if channel is not None:
-            self._changed(channel.identities(identities))
+            self._changed(channel.identities(identities), channel)
             self._check_capacities()
 
-    def _changed(self, now: dict[int, LinkIdentity]) -> bool:
-        """Say whether an image has become another disk, and make its open files stale if so."""
+    def _changed(self, now: dict[int, LinkIdentity], channel: Channel) -> bool:
+        """Say whether an image has become another disk, and make its open files stale if so.
+
+        *channel* has found what there is *now*; what other workers have open of such images is not
+        believed in any more.
+        """
         for number, found in sorted(now.items()):
             was = self._identities[number]
             change = was.change_to(found, number == self.live)
@@ -215,6 +227,9 @@ class Disk:
                 for image in self.images:
                     if image.number >= number:
                         image.supersede()
+                for other in self._channels.values():
+                    above = any(plan.number >= number for plan in other.images)
+                    other.suspect = other.suspect or (above and other is not channel)
                 return True
         return False
 

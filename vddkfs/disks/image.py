@@ -164,7 +164,8 @@ class Image:
         if not 0 <= offset < self.capacity:
             raise VddkfsError("an offset outside the file", errno=errno.ENXIO)
         sector = offset // SECTOR
-        if self.map is not None:
+        # What a live image's map calls a hole may be data by now.
+        if self.map is not None and self.policy.lasts:
             found = self.map.seek_data(sector) if data else self.map.seek_hole(sector)
         else:
             found = await self._query(sector, data)
@@ -187,11 +188,15 @@ class Image:
         return start if data else total
 
     def allocated_bytes(self) -> int:
-        """Return the bytes of data: exact once the map is known, below the capacity before that."""
+        """Return the bytes of data: exact once the map is known, a guess before that.
+
+        A guess is below the capacity, so that a copy asks for the holes, and never nothing: tar
+        takes a file without blocks for one without data.
+        """
         if self.map is not None:
             return self.map.allocated * SECTOR
         guess = sum(extent.allocated_bytes for link in self.links for extent in link.extents)
-        return max(0, min(guess, self.capacity - 4096))
+        return guessed_bytes(guess or self.capacity, self.capacity)
 
     def want_map(self) -> None:
         """Have the allocation map fetched in the background, unless it is there or on its way."""
@@ -203,7 +208,7 @@ class Image:
         try:
             while self.map is None:
                 epoch = self.cache.epoch
-                found = await self._fetched_map()
+                found = await self._fetched_map(epoch)
                 if epoch == self.cache.epoch:
                     self.map = found
                     self._zeros = found if self.policy.lasts else None
@@ -211,11 +216,12 @@ class Image:
             self._fetching = None
             fetched.set()
 
-    async def _fetched_map(self) -> ExtentMap:
+    async def _fetched_map(self, epoch: int) -> ExtentMap:
+        """Return the map, or a part of it once *epoch* is over: nobody wants it any more."""
         total = self.capacity // SECTOR
         fetched = ExtentMap(total)
         failures = 0
-        while not fetched.complete:
+        while not fetched.complete and epoch == self.cache.epoch:
             query = MapQuery(count=total - fetched.known)
             try:
                 part = await self._client.map(self._index, fetched.known, query)
@@ -277,6 +283,11 @@ class Image:
             f"{self.name}: the source changed after the file was opened",
             advice="close the file and open it again to see the disk as it is now",
         )
+
+
+def guessed_bytes(guess: int, size: int) -> int:
+    """Return *guess* as what a file of *size* bytes may be said to have allocated."""
+    return max(min(guess, size - 4096), min(size, SECTOR))
 
 
 def _nobody() -> None:

@@ -72,8 +72,11 @@ class WorkerPort:
         self._pending.submit(call)
         with trio.move_on_after(1.0), contextlib.suppress(VddkfsError):
             await call.wait()
+            if self._hanging:
+                self._pending.submit(self._loan(number))
+                return False
             del self._chunks[number]
-            return not self._hanging
+            return True
         if call in self._pending.waiting:
             self._pending.waiting.remove(call)
             return False

@@ -60,7 +60,7 @@ class KernelPages:
         for telling in (functools.partial(self._tell, entry), functools.partial(self.drop, inode)):
             try:
                 await telling()
-            except OSError as error:
+            except Exception as error:  # such as no thread to be had: the mount goes on
                 log.warning("the kernel may keep old data of %s: %s", name, error)
 
     async def _tell(self, call: Callable[[], None]) -> bool:

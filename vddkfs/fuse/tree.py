@@ -9,7 +9,7 @@ from typing import Final
 
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import ExtentMap
-from vddkfs.disks.image import Image
+from vddkfs.disks.image import Image, guessed_bytes
 from vddkfs.disks.partitions import Partition, PartitionTable
 from vddkfs.engines.base import SECTOR
 from vddkfs.fuse.reads import Reads
@@ -123,7 +123,7 @@ class Window(Node):
         if self.size == image.capacity:
             return image.allocated_bytes()
         if image.map is None:
-            return max(0, min(image.allocated_bytes(), self.size - 4096))
+            return guessed_bytes(image.allocated_bytes(), self.size)
         if self._allocated is None or self._allocated[0] is not image.map:
             first, last = self.start // SECTOR, -(-(self.start + self.size) // SECTOR)
             count = sum(run.count for run in image.map.runs(first, last) if run.data)

@@ -116,7 +116,7 @@ class ImageReader:
 
         Raises EngineError.
         """
-        return self._look(self.image.live, self._new_flush())
+        return self._look(self.image.live, self._new_flush(), strict=True)
 
     def renew(self, flush: Flush) -> tuple[LinkIdentity, Step]:
         """Open the disk again, for the library to know nothing of before. Raises EngineError.
@@ -135,8 +135,11 @@ class ImageReader:
             told = f"VDDK closed it, and opened it again over {self.disk.transport}"
         return found, Step("library", self.image.path, told, time.perf_counter() - began)
 
-    def _look(self, anew: bool, flush: Flush) -> LinkIdentity:
-        """Return what the image is now: opened *anew*, if it was open, or if it has changed."""
+    def _look(self, anew: bool, flush: Flush, strict: bool = False) -> LinkIdentity:
+        """Return what the image is now: opened *anew*, if it was open, or if it has changed.
+
+        *strict*: fail where pages are left that the disk may be read through.
+        """
         if self.another is not None:
             self.identity, self.another = self.another, None
         disk = self.disk
@@ -146,7 +149,9 @@ class ImageReader:
             if not anew:
                 disk.info = disk.handle.info()
             if anew or disk.identity() != self.identity:
-                self.flush(flush)
+                left = [step for step in self.flush(flush) if not step.done]
+                if left and strict:
+                    raise self._kept(left[0])
                 disk.renew()
                 self._look_below(disk, flush)
         except BaseException:
@@ -172,7 +177,11 @@ class ImageReader:
 
         The operator is told once of what cannot be done.
         """
-        steps = flush.of(self.luns, self.image.path) if self.luns is not None else []
+        if self.luns is None:
+            return []
+        # The library may have opened another device since, or lost one.
+        self.luns.look()
+        steps = flush.of(self.luns, self.image.path)
         for step in steps:
             if not step.done:
                 self._tell(logging.WARNING, f"{step.subject}: {step.told}")
@@ -198,6 +207,12 @@ class ImageReader:
             names = ", ".join(device.name for device in luns.devices)
             how = "past" if luns.direct else "through"
             self._tell(logging.INFO, f"{self.image.path}: VDDK reads {names} {how} the page cache")
+        else:
+            self._tell(
+                logging.WARNING,
+                f"{self.image.path}: no block device is found that VDDK reads over san, so that "
+                "its pages on this machine cannot be dropped; name it with san_devices=",
+            )
         if luns.buffered:
             self.flush(flush)
 
@@ -213,13 +228,16 @@ class ImageReader:
         self.drain()
         left = [step for step in self.flush(self._new_flush()) if not step.done]
         if left:
-            raise EngineError(
-                f"{self.image.path}: a read past all caches was asked for, but VDDK reads through "
-                f"the pages of {left[0].subject}",
-                cause=left[0].told,
-                # One that is gone may be found by another name.
-                retry="" if self.config.san_devices else "reconnect",
-            )
+            raise self._kept(left[0])
+
+    def _kept(self, step: Step) -> EngineError:
+        """Return what to fail with where pages are left that VDDK may answer from."""
+        return EngineError(
+            f"{self.image.path}: VDDK reads through the pages of {step.subject}, which may be old "
+            "and cannot be dropped",
+            cause=step.told,
+            advice="name its block devices with san_devices=, or mount with drop_caches=yes",
+        )
 
     # Reads.
 
