@@ -179,8 +179,9 @@ class ImageReader:
         """
         if self.luns is None:
             return []
-        # The library may have opened another device since, or lost one.
-        self.luns.look()
+        if self.disk is not None:
+            # The library may have opened another device since, or lost one.
+            self.luns.look()
         steps = flush.of(self.luns, self.image.path)
         for step in steps:
             if not step.done:
