@@ -323,7 +323,7 @@ def _rendered(families: Sequence[Family]) -> bytes:
 
 async def _allocation(image: Image) -> bytes:
     """Return map.json; a long one is written in a thread, because that takes a while."""
-    allocation = await image.map_when_known()
+    allocation = await image.map_now()
     return await trio.to_thread.run_sync(
         lambda: msgspec.json.format(msgspec.json.encode(qemu_map(allocation)), indent=1) + b"\n"
     )

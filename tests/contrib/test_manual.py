@@ -1,5 +1,6 @@
 """The manual page, the README and the package tell the same."""
 
+import ast
 import os
 import re
 import shutil
@@ -157,16 +158,45 @@ def test_every_command(name: str) -> None:
     assert f"vddkfs {name} " in README
 
 
-def test_promises_have_a_name_and_are_one_sentence_each() -> None:
+def promises() -> dict[str, str]:
+    """Return the promises of the page on semantics: names, and what they say."""
     page = (MAN / "vddkfs-semantics.7").read_text("utf-8")
-    promises = re.findall(r"^\.TP\n\.B (\S+)\n(.*?)(?=^\.TP|^\.S[SH]|\Z)", page, re.M | re.S)
-    names = [plain(name) for name, _ in promises]
-    assert len(names) > 20
-    assert len(names) == len(set(names)) == page.count("\n.TP\n")
-    for name, text in promises:
-        words = plain(text).strip()
-        assert words.endswith("."), name
-        assert not re.search(r"\.\n[A-Z]|\. [A-Z]", words), name
+    found = re.findall(r"^\.TP\n\.B (\S+)\n(.*?)(?=^\.TP|^\.S[SH]|\Z)", page, re.M | re.S)
+    assert len(found) == page.count("\n.TP\n")
+    assert len(found) == len({name for name, _ in found})
+    return {plain(name): " ".join(plain(text).split()) for name, text in found}
+
+
+def test_promises_have_a_name_and_are_one_sentence_each() -> None:
+    assert len(promises()) > 20
+    for name, text in promises().items():
+        assert text.endswith("."), name
+        assert not re.search(r"\. [A-Z]", text), name
+
+
+def pinned(module: str) -> set[tuple[str, str]]:
+    """Return the promises that tests of *module* hold: the arguments of ``@promise`` above them."""
+    found = set()
+    for test in ast.parse(module).body:
+        for mark in test.decorator_list if isinstance(test, ast.FunctionDef) else ():
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "promise":
+                name, sentence = (ast.literal_eval(argument) for argument in mark.args)
+                assert f"{test.name}_".startswith(f"test_{name.replace('-', '_')}_")
+                found.add((name, sentence))
+    return found
+
+
+def test_promises_are_those_that_tests_hold() -> None:
+    modules = sorted((ROOT / "tests" / "end_to_end").glob("test_semantics*.py"))
+    held = set().union(*(pinned(module.read_text("utf-8")) for module in modules))
+    assert held == set(promises().items())
+
+
+def test_a_promise_is_only_held_by_a_test_of_its_name() -> None:
+    module = '@promise("one-file", "It is " "one.")\ndef test_one_file_there() -> None: ...\n'
+    assert pinned(module) == {("one-file", "It is one.")}
+    with pytest.raises(AssertionError):
+        pinned(module.replace("test_one", "test_a"))
 
 
 def test_readme_names_files_that_exist() -> None:

@@ -237,6 +237,16 @@ class Image:
                 break
         return fetched
 
+    async def map_now(self) -> ExtentMap:
+        """Return the allocation map; that of a live image is asked for anew, because its owner may
+        have written since.
+        """
+        if not self.policy.lasts:
+            if self._fetching is not None:
+                await self._fetching.wait()
+            self.map = None
+        return await self.map_when_known()
+
     async def map_when_known(self) -> ExtentMap:
         """Return the allocation map, fetching it if need be."""
         while self.map is None:

@@ -203,18 +203,16 @@ class VmdkEngine:
             raise ValueError(f"{len(into)} bytes for {count} sectors")
         self._check_range(image, sector, count)
         links = self._links
-        fresh = direct and image == self._last
         while True:
             link = links[image]
             if sector + count > link.capacity:
                 return False
             extent = link.extent_at(sector)
-            place = extent.locate(sector, count, fresh, flags)
+            place = extent.locate(sector, count, direct, flags)
             if place >= 0:
                 return os.preadv(extent.fd, (into,), place, flags) == len(into)
             if place == AT_ABSENT and image > 0:
                 image -= 1
-                fresh = False
             elif place in (AT_ABSENT, AT_ZERO):
                 _zero(into)
                 return True
@@ -229,8 +227,7 @@ class VmdkEngine:
             _zero(into[inside:])
         if inside == 0:
             return
-        fresh = direct and image == self._last
-        for piece in link.pieces(sector, inside >> 9, fresh, flags):
+        for piece in link.pieces(sector, inside >> 9, direct, flags):
             begin = (piece.sector - sector) << 9
             view = into[begin : begin + (piece.count << 9)]
             if piece.kind == DATA:
