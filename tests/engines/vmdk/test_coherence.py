@@ -123,7 +123,7 @@ def test_frozen_links_keep_their_tables(
 ) -> None:
     make.sparse("base.vmdk", 1024, {0: fill("a")}, cid="00000001")
     engine = opened(make.sparse("x.vmdk", 1024, {}, parent="00000001", hint="base.vmdk"))
-    assert read(engine, 0, 8, direct=True) == fill("a", 4096)
+    assert read(engine, 0, 8) == fill("a", 4096)
     whole, calls = os.preadv, []
 
     def counting(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
