@@ -38,7 +38,7 @@ from vddkfs.errors import EngineError, WorkerFailed
 
 KIB = 1024
 MIB = 1024 * 1024
-EXAMPLES = 130
+EXAMPLES = 300
 STEPS = 100
 
 # Most of them in few places, where they meet; the others want more memory than there is.
