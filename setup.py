@@ -1,6 +1,7 @@
-"""The one thing that pyproject.toml cannot say: how the C module is built, and that it may fail.
+"""The one thing that pyproject.toml cannot say: how the C modules are built, and that it may fail.
 
-Without it vddkfs still mounts, with smaller requests and without SEEK_HOLE, and says so.
+Without that of fuse/ vddkfs still mounts, with smaller requests and without SEEK_HOLE, and says so.
+Without that of engines/vddk/ remote reads cost more CPU.
 """
 
 import sys
@@ -10,9 +11,13 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from vddkfs.fuse._session_build import builder
+from vddkfs.engines.vddk import _reads_build
+from vddkfs.fuse import _session_build
 
-extension = builder().distutils_extension(tmpdir="build")
-extension.optional = True
+extensions = [
+    build.builder().distutils_extension(tmpdir="build") for build in (_session_build, _reads_build)
+]
+for extension in extensions:
+    extension.optional = True
 
-setup(ext_modules=[extension])
+setup(ext_modules=extensions)

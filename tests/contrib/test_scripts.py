@@ -89,7 +89,8 @@ class TestSetup:
     def project(self, tmp_path: Path) -> Path:
         project = tmp_path / "project"
         (project / "contrib").mkdir(parents=True)
-        (project / "vddkfs" / "fuse").mkdir(parents=True)
+        for folder in ("fuse", "engines/vddk"):
+            (project / "vddkfs" / folder).mkdir(parents=True)
         shutil.copy(ROOT / "contrib/setup", project / "contrib")
         shutil.copy(ROOT / "contrib/mount.vddkfs", project / "contrib")
         (project / "pyproject.toml").write_text("[project]\n")
@@ -153,7 +154,10 @@ class TestSetup:
         setup()
         assert pip_calls()[-1].endswith("-e .[test]")
 
-    @pytest.mark.parametrize("path", ["pyproject.toml", "setup.py", "vddkfs/fuse/session.c"])
+    @pytest.mark.parametrize(
+        "path",
+        ["pyproject.toml", "setup.py", "vddkfs/fuse/session.c", "vddkfs/engines/vddk/reads.c"],
+    )
     def test_a_changed_source_is_installed_again(
         self, project: Path, setup: Run, pip_calls: Callable[[], list[str]], path: str
     ) -> None:
@@ -164,15 +168,17 @@ class TestSetup:
 
     def test_what_the_build_writes_is_no_change(self, project: Path, setup: Run) -> None:
         setup()
-        (project / "vddkfs/fuse/_session.c").write_text("generated\n")
+        for name in ("fuse/_session.c", "engines/vddk/_reads.c"):
+            (project / "vddkfs" / name).write_text("generated\n")
         assert "nothing to do" in setup().stdout
 
+    @pytest.mark.parametrize("name", ["fuse/_session.so", "engines/vddk/_reads.so"])
     def test_a_lost_c_module_is_built_again(
-        self, project: Path, setup: Run, pip_calls: Callable[[], list[str]]
+        self, project: Path, setup: Run, pip_calls: Callable[[], list[str]], name: str
     ) -> None:
-        (project / "vddkfs/fuse/_session.so").touch()
+        (project / "vddkfs" / name).touch()
         setup()
-        (project / "vddkfs/fuse/_session.so").unlink()
+        (project / "vddkfs" / name).unlink()
         setup()
         assert len(pip_calls()) == 2
 

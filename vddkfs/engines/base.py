@@ -10,6 +10,7 @@ This module is used by the worker, so it imports neither trio nor pyfuse3 nor an
 ``engines/``.
 """
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -153,10 +154,14 @@ class CallCount(msgspec.Struct, frozen=True):
 
 
 class EngineReport(msgspec.Struct, frozen=True):
-    """What an engine tells for status: the *transports* in use, and its library's *calls*."""
+    """What an engine tells for status: the *transports* in use, and its library's *calls*.
+
+    *reads_in_c* counts the reads that took the way without Python.
+    """
 
     transports: tuple[str, ...] = ()
     calls: tuple[CallCount, ...] = ()
+    reads_in_c: int = 0
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -203,6 +208,25 @@ class Renewal(msgspec.Struct, frozen=True):
 
 Done = Callable[[Exception | None], None]
 """Told once how a read ended, from any thread."""
+
+Answer = Callable[[int, Exception | None], None]
+"""Told once how the read with that request id ended."""
+
+
+class Receiver(Protocol):
+    """Receives in the worker's place, and serves reads by itself. For the worker's main thread."""
+
+    def next(self) -> tuple[bytes, int]:
+        """Return the next packet that the worker has to see, and the descriptor with it (or -1).
+
+        Does meanwhile what the engine's ``tick`` does. An empty packet: the daemon is gone.
+        """
+
+    def lend(self, number: int, area: memoryview) -> None:
+        """Let reads go to the chunk *number*."""
+
+    def take_back(self, number: int) -> None:
+        """Forget the chunk *number*; no read is under way."""
 
 
 class Engine(Protocol):
@@ -256,6 +280,13 @@ class AsyncEngine(Engine, Protocol):
     def complain(self, text: str) -> None:
         """Say *text* where the daemon hears it, at once: this process is about to end."""
 
+    def receiver(self, sock: socket.socket, answer: Answer) -> Receiver | None:
+        """Return what is quicker than the worker at receiving from *sock*, None for nothing.
+
+        It is the engine's, which ends its use in ``close``. Reads that it begins and does not
+        answer are told to *answer*.
+        """
+
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when ``tick`` has something to do."""
 
@@ -279,7 +310,7 @@ class BlockingEngine(Engine, Protocol):
         """Fill *into* (*count* sectors) if that needs no waiting; say whether it was done.
 
         When False is returned *into* may have been partly written. *direct* asks that no cached
-        table of a link that somebody may write is used.
+        table is used.
         """
 
     def read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:

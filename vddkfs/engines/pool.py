@@ -4,6 +4,7 @@ small pool of threads, so that several are under way and none stops the others.
 
 import math
 import queue
+import socket
 import sys
 import threading
 import traceback
@@ -11,11 +12,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from vddkfs.engines.base import (
+    Answer,
     BlockingEngine,
     Done,
     EngineReport,
     LinkIdentity,
     MapSlice,
+    Receiver,
     Renewal,
 )
 from vddkfs.errors import VddkfsError
@@ -85,6 +88,10 @@ class PooledEngine:
     def complain(self, text: str) -> None:
         """Print *text* to stderr, which the daemon reads."""
         print(text, file=sys.stderr, flush=True)
+
+    def receiver(self, sock: socket.socket, answer: Answer) -> Receiver | None:
+        """Return None: the worker receives."""
+        return None
 
     def fileno(self) -> int:
         """Return -1: there is nothing to wait for."""

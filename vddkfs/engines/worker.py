@@ -2,7 +2,9 @@
 
 Started as ``python -I -m vddkfs.engines.worker SOCKET_FD PARENT_PID``. The main thread receives,
 and makes every call of the engine. A read ends when the engine says so: at once, or from another
-thread, the built-in engine's pool or the library's own (see ``pool`` and ``vddk.engine``).
+thread, the built-in engine's pool or the library's own (see ``pool`` and ``vddk.engine``). An
+engine may have a quicker way to receive and serve reads (see ``vddk.fast``); the worker sees the
+other packets then.
 
 While requests come close together the main thread looks for the next one a few times before it
 sleeps: waking a sleeping core costs more than answering a 4 KiB read.
@@ -20,11 +22,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import SECTOR, AsyncEngine
+from vddkfs.engines.base import SECTOR, AsyncEngine, Receiver
 from vddkfs.engines.config import EngineConfig, VddkConfig
 from vddkfs.engines.pool import PooledEngine
 from vddkfs.engines.protocol import Op
@@ -79,6 +82,7 @@ class Worker:
         self._factory = factory
         self._secret = -1
         self._engine: AsyncEngine | None = None
+        self._receiver: Receiver | None = None
         self._chunks: dict[int, tuple[mmap.mmap, memoryview]] = {}
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -106,6 +110,8 @@ class Worker:
             print(text, file=sys.stderr, flush=True)
 
     def _next(self) -> tuple[bytes, int]:
+        if self._receiver is not None:
+            return self._receiver.next()
         sock = self._sock
         start = time.perf_counter()
         patience = SPIN_SECONDS if self._spin else 0.0
@@ -149,15 +155,21 @@ class Worker:
         if engine is None:
             self._fail(Op.READ, request_id, EngineError("no chain is open"))
             return
+        _, area = self._chunks.get(chunk, (None, memoryview(b"")))
+        into = area[offset : offset + count * SECTOR]
+        if not count or len(into) != count * SECTOR:
+            told = f"{count} sectors from byte {offset} on are no part of chunk {chunk}"
+            self._fail(Op.READ, request_id, EngineError(told))
+            return
+        direct = bool(flags & protocol.DIRECT)
+        engine.start_read(image, sector, count, into, direct, partial(self._answer, request_id))
 
-        def done(error: Exception | None) -> None:
-            if error is None:
-                self._reply(Op.READ, 0, request_id)
-            else:
-                self._fail(Op.READ, request_id, error)
-
-        into = self._chunks[chunk][1][offset : offset + count * SECTOR]
-        engine.start_read(image, sector, count, into, bool(flags & protocol.DIRECT), done)
+    def _answer(self, request_id: int, error: Exception | None) -> None:
+        """Tell how a read ended, from any thread."""
+        if error is None:
+            self._reply(Op.READ, 0, request_id)
+        else:
+            self._fail(Op.READ, request_id, error)
 
     def _call(self, packet: bytes, fd: int) -> None:
         request_id = protocol.REQUEST.unpack_from(packet)[4]
@@ -185,10 +197,14 @@ class Worker:
                         area = mmap.mmap(file.fileno(), count)
                         area.madvise(mmap.MADV_DONTDUMP)
                         self._chunks[chunk] = (area, memoryview(area))
+                        if self._receiver is not None:
+                            self._receiver.lend(chunk, self._chunks[chunk][1])
                 return b""
             case Op.TAKE_BACK:
                 if self._engine is not None:
                     self._engine.drain()
+                if self._receiver is not None:
+                    self._receiver.take_back(chunk)
                 lent = self._chunks.pop(chunk, None)
                 if lent is not None:
                     lent[1].release()
@@ -240,10 +256,15 @@ class Worker:
         if self._engine is not None:
             self._engine.drain()
             self._watch(False)
+            self._receiver = None
             self._engine.close()
             self._engine = None
         self._engine = self._factory(config, self._secret)
         self._watch(True)
+        self._receiver = self._engine.receiver(self._sock, self._answer)
+        if self._receiver is not None:
+            for number, (_, area) in self._chunks.items():
+                self._receiver.lend(number, area)
         return protocol.encode(tuple(self._engine.identities()))
 
     def _watch(self, begin: bool) -> None:

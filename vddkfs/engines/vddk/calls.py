@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from vddkfs.engines.histogram import Histogram
+from vddkfs.engines.histogram import Histogram, merged
 
 PREFIX: Final = "VixDiskLib_"
 
@@ -181,6 +181,14 @@ class CallStatistics:
         """Return the figures of now."""
         return replace(self, times=Histogram(self.times.buckets, self.times.seconds))
 
+    def plus(self, other: "CallStatistics") -> "CallStatistics":
+        """Return the figures of both."""
+        return CallStatistics(
+            self.failures + other.failures,
+            self.bytes + other.bytes,
+            merged((self.times, other.times)),
+        )
+
 
 Trace = Callable[[str, float, int, int], None]
 """Called after each call: name, seconds, bytes moved, result (a VixError code, 0 where none).
@@ -190,10 +198,14 @@ It is called on whatever thread the call or its completion was on, and must not 
 
 
 class Ledger:
-    """Counts calls, and tells each to the *trace* hook. Safe for any thread."""
+    """Counts calls, and tells each to the *trace* hook. Safe for any thread.
+
+    *elsewhere* tells of calls that are counted elsewhere, and are not traced.
+    """
 
     def __init__(self, trace: Trace | None = None) -> None:
         self.trace = trace
+        self.elsewhere: Callable[[], dict[str, CallStatistics]] = dict
         self._lock = threading.Lock()
         self._calls: dict[str, CallStatistics] = {}
 
@@ -213,4 +225,7 @@ class Ledger:
     def snapshot(self) -> dict[str, CallStatistics]:
         """Return a copy of the figures, by function."""
         with self._lock:
-            return {name: entry.copy() for name, entry in self._calls.items()}
+            found = {name: entry.copy() for name, entry in self._calls.items()}
+        for name, more in self.elsewhere().items():
+            found[name] = found[name].plus(more) if name in found else more
+        return found

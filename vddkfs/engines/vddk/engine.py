@@ -2,8 +2,9 @@
 
 The worker's main thread makes every call but the completions': it connects, opens and closes, and
 begins the reads, deep and asynchronous, on one handle for each image (several handles on one disk
-make each call slower). Completions come on the library's threads, and answer the daemon from there;
-what they cannot settle alone (room in the window, a refused piece) wakes the main thread.
+make each call slower); most reads without Python (see ``fast``). Completions come on the library's
+threads, and answer the daemon from there; what they cannot settle alone (room in the window, a
+refused piece) wakes the main thread.
 
 What a new connection may cure is told to the daemon (``EngineError.retry``), which ends this worker
 and starts another; nothing is reconnected here. An idle handle is kept alive by reading a sector,
@@ -14,9 +15,11 @@ is opened again when it is read (see ``reader``).
 import logging
 import math
 import os
+import socket
 from collections.abc import Sequence
 
 from vddkfs.engines.base import (
+    Answer,
     CallCount,
     Description,
     Done,
@@ -24,9 +27,11 @@ from vddkfs.engines.base import (
     EngineReport,
     LinkIdentity,
     MapSlice,
+    Receiver,
     Renewal,
 )
 from vddkfs.engines.config import VddkConfig
+from vddkfs.engines.vddk import fast
 from vddkfs.engines.vddk.devices import Flush
 from vddkfs.engines.vddk.reader import ImageReader
 from vddkfs.engines.vddk.runtime import DESCRIBE_SESSION_SECONDS, Runtime
@@ -42,6 +47,7 @@ class VddkEngine:
     def __init__(self, config: VddkConfig, secret: int) -> None:
         self.runtime = Runtime(config, secret)
         self._images = [ImageReader(self.runtime, image) for image in config.images]
+        self._fast: fast.FastReads | None = None
         try:
             for image in self._images:
                 image.open()
@@ -109,12 +115,18 @@ class VddkEngine:
                 )
                 for name, one in sorted(self.runtime.library.statistics().items())
             ),
+            reads_in_c=self._fast.count if self._fast is not None else 0,
         )
 
     def complain(self, text: str) -> None:
         """Say *text* now; what the library has printed goes first."""
         self.runtime.say(logging.ERROR, text)
         self.runtime.output.close()
+
+    def receiver(self, sock: socket.socket, answer: Answer) -> Receiver | None:
+        """Return the loop in C, None where it is not built or not to be used."""
+        self._fast = fast.receiver(self.runtime, self._images, sock, self.tick, answer)
+        return self._fast
 
     def fileno(self) -> int:
         """Return what becomes readable when a completion leaves something to do."""
@@ -134,6 +146,8 @@ class VddkEngine:
         """Close everything, and end the use of the library."""
         for image in self._images:
             image.close()
+        if self._fast is not None:
+            self._fast.close()
         self.runtime.close()
 
 

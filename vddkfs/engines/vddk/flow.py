@@ -5,15 +5,18 @@ that does not fit any more. A refusal halves the window and the pieces; what was
 for again, and each window that came back whole lets it grow a little. So several disks of one host
 find their shares without knowing of one another.
 
+Some requests are begun and ended elsewhere (see ``fast``), within the same window.
+
 Threads: ``start``, ``pump`` and ``due`` belong to the worker's main thread, which alone may begin a
-request; ``ended`` may come on any. Units: bytes, sectors where a name says so, seconds.
+request, here or elsewhere; ``ended`` may come on any. Units: bytes, sectors where a name says so,
+seconds.
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from vddkfs.engines.base import SECTOR, Done
 
@@ -52,6 +55,22 @@ class Piece:
         self.tries = 0
 
 
+class Elsewhere(Protocol):
+    """Who begins requests of the same handle by itself, as far as ``Flow.offer`` allows."""
+
+    def under_way(self, watch: bool) -> tuple[int, int]:
+        """Return how many requests are under way, and how many bytes they are.
+
+        *watch*: each that ends after this wakes the main thread, until the next offer.
+        """
+
+    def news(self) -> tuple[float, int]:
+        """Return when one was under way last (time.monotonic), and the bytes since the last call.
+
+        The bytes are those that came back without an error.
+        """
+
+
 class Flow:
     """The window of one handle. *issue* begins a piece; it may call ``ended`` before it returns.
 
@@ -70,6 +89,7 @@ class Flow:
         self._came_back = 0
         self.window = LARGEST_WINDOW
         self.piece = LARGEST_PIECE
+        self.elsewhere: Elsewhere | None = None
         self.draining = False
         """Whether somebody waits for the end of all reads, and is to be woken by it."""
 
@@ -77,7 +97,37 @@ class Flow:
     def busy(self) -> bool:
         """Whether anything was asked for and is not done."""
         with self._lock:
-            return bool(self._requests or self._queue or self._refused)
+            if self._requests or self._queue or self._refused:
+                return True
+            return self._elsewhere(self.draining)[0] > 0
+
+    def _elsewhere(self, watch: bool) -> tuple[int, int]:
+        return self.elsewhere.under_way(watch) if self.elsewhere is not None else (0, 0)
+
+    def offer(self) -> tuple[int, int, bool]:
+        """Return how many bytes may be under way elsewhere, in requests of how many at most.
+
+        None while pieces wait: none overtakes them. And whether requests that end elsewhere are
+        waited for. It holds until the main thread begins something here.
+        """
+        with self._lock:
+            waiting = bool(self._queue)
+            room = 0 if waiting or self._refused else max(0, self.window - self._in_flight)
+            return room, self.piece, waiting or self.draining
+
+    def adopt(self, sector: int, into: memoryview, done: Done) -> Piece:
+        """Take over a request that has ended elsewhere, as if it had been begun here."""
+        read = Read(done)
+        read.left = 1
+        with self._lock:
+            self._in_flight += len(into)
+            self._requests += 1
+        return Piece(read, sector, into)
+
+    def came_back(self, size: int) -> None:
+        """Take the end of requests elsewhere."""
+        with self._lock:
+            self._grow(size)
 
     def start(self, sector: int, into: memoryview, done: Done) -> None:
         """Read from *sector* into *into* (whole sectors), and tell *done*."""
@@ -108,8 +158,9 @@ class Flow:
             if not self._queue:
                 return None
             size = len(self._queue[0].into)
+            requests, others = self._elsewhere(watch=True)
             # One request always goes out, however small the window has become.
-            if self._requests and self._in_flight + size > self.window:
+            if self._requests + requests and self._in_flight + others + size > self.window:
                 return None
             self._in_flight += size
             self._requests += 1

@@ -87,6 +87,14 @@ class Handle:
         pointer, self._pointer = self._pointer, None
         self._check(self._native.call("Close", pointer), "Close")
 
+    def lent(self) -> int:
+        """Return the address of the library's handle, for who begins requests past this class.
+
+        None of them may be under way at the close, which waits for the library's end of them.
+        """
+        self._began = True
+        return self._native.address(self._handle)
+
     @property
     def under_way(self) -> int:
         """How many asynchronous requests are not completed yet."""

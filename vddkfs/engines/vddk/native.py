@@ -311,8 +311,12 @@ class Native:
         return self._ffi.from_buffer("uint8[]", memory, require_writable=False)
 
     def address(self, buffer: Pointer) -> int:
-        """Return the address of *buffer* in memory."""
+        """Return the address of *buffer*, or of what a handle points to, in memory."""
         return int(self._ffi.cast("uintptr_t", buffer))
+
+    def address_of(self, name: str) -> int:
+        """Return the address of the function *name* (without prefix), which the library has."""
+        return int(self._ffi.cast("uintptr_t", self._functions[PREFIX + name]))
 
     def release(self, buffer: Pointer) -> None:
         """Let go of the memory of *buffer*."""

@@ -15,7 +15,7 @@ from vddkfs.engines.base import SECTOR, Done, LinkIdentity, MapExtent, MapSlice,
 from vddkfs.engines.config import VddkImage
 from vddkfs.engines.vddk.codes import RetryClass, VixFailure
 from vddkfs.engines.vddk.devices import Flush, Luns
-from vddkfs.engines.vddk.flow import Flow, Piece
+from vddkfs.engines.vddk.flow import Elsewhere, Flow, Piece
 from vddkfs.engines.vddk.layouts import MAX_CHUNKS, MIN_CHUNK
 from vddkfs.engines.vddk.runtime import Runtime
 from vddkfs.engines.vddk.session import OpenDisk, aligned_sector, open_disk
@@ -150,7 +150,7 @@ class ImageReader:
                 disk.info = disk.handle.info()
             if anew or disk.identity() != self.identity:
                 left = [step for step in self.flush(flush) if not step.done]
-                if left and strict:
+                if left and strict and self.luns is not None and self.luns.buffered:
                     raise self._kept(left[0])
                 disk.renew()
                 self._look_below(disk, flush)
@@ -217,6 +217,11 @@ class ImageReader:
         if luns.buffered:
             self.flush(flush)
 
+    @property
+    def buffered(self) -> bool:
+        """Whether VDDK reads through pages that a read past all caches has to have dropped."""
+        return self.luns is not None and self.luns.buffered
+
     def _pass_pages(self) -> None:
         """Have the read that comes next see the devices themselves. Raises EngineError.
 
@@ -224,7 +229,7 @@ class ImageReader:
         reads that are under way come to their end first, because a page that is being filled would
         survive the flush, with what the device had before this read was asked for.
         """
-        if self.luns is None or not self.luns.buffered:
+        if not self.buffered:
             return
         self.drain()
         left = [step for step in self.flush(self._new_flush()) if not step.done]
@@ -252,6 +257,24 @@ class ImageReader:
             done(error)
             return
         self.flow.start(sector, into, done)
+
+    def read_elsewhere(self, elsewhere: Elsewhere) -> None:
+        """Let *elsewhere* read the disk as well, while it is open, within the flow's window."""
+        self.flow.elsewhere = elsewhere
+
+    def take_failed(self, sector: int, into: memoryview, done: Done, code: int) -> None:
+        """Take over a read that was begun elsewhere and ended with *code*."""
+        piece = self.flow.adopt(sector, into, done)
+        self._failed(piece, self.runtime.library.failure(code, "ReadAsync", self.image.path))
+
+    def _hear_of_elsewhere(self) -> None:
+        if self.flow.elsewhere is None:
+            return
+        moved, size = self.flow.elsewhere.news()
+        self.last_used = max(self.last_used, moved)
+        self._last_moved = max(self._last_moved, moved)
+        if size:
+            self.flow.came_back(size)
 
     def drain(self) -> None:
         """Go on until no read is under way. The daemon's deadline bounds it."""
@@ -339,9 +362,11 @@ class ImageReader:
         if self.disk is None:
             return away
         # While it is busy it is not idle at all; its completions wake nobody, so look again later.
+        busy = self.flow.busy
+        self._hear_of_elsewhere()
         now = time.monotonic()
-        idle = now - self.last_used if not self.flow.busy else 0.0
-        still = now - self._last_moved if not self.flow.busy else 0.0
+        idle = now - self.last_used if not busy else 0.0
+        still = now - self._last_moved if not busy else 0.0
         if self.config.idle_close and idle >= self.config.idle_close:
             self.runtime.say(logging.DEBUG, f"{self.image.path}: closed, nobody reads it")
             self.close()

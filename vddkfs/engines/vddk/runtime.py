@@ -49,6 +49,8 @@ class Runtime:
     def __init__(self, config: VddkConfig, secret: int) -> None:
         self.config = config
         self._deferred: collections.deque[Callable[[], None]] = collections.deque()
+        self.also_deferred: Callable[[], None] | None = None
+        """What else the main thread is to do when it is woken."""
         self.woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         leave_no_core()
         credentials = read_credentials(secret) if config.server else Credentials()
@@ -250,6 +252,8 @@ class Runtime:
         """Do what was deferred."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.woken)
+        if self.also_deferred is not None:
+            self.also_deferred()
         while self._deferred:
             self._deferred.popleft()()
 
