@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from vddkfs.cache.coherence import PLACES
 from vddkfs.control import Question
 from vddkfs.engines.base import Step
 from vddkfs.errors import (
@@ -34,10 +35,10 @@ from vddkfs.state import socket_path
 
 SUMMARY = "drop old content after the source changed"
 DESCRIPTION = """\
-Drop everything that is kept of PATH and is older than this command: what VMware's library keeps,
-the sector cache, allocation maps, and the kernel's pages. PATH is a file of a mount, a folder in
-it, or the mount point. Loop devices and mounted guests on the files are named.
-"""
+Drop everything that is kept of PATH and is older than this command. PATH is a file of a mount, a
+folder in it, or the mount point. The places that the answer tells of:
+
+""" + "".join(f"  {place:<9}{what}\n" for place, what in PLACES.items())
 _FIRST_WORD: Final = 3.0
 _NEXT_WORD: Final = 10.0
 """Seconds until it is told what is waited for, and until it is told again."""
