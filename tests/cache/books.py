@@ -72,6 +72,7 @@ def check_pins(disk: DiskCache, requests: Iterable[Slot], late: Iterable[Slot]) 
     pins: dict[Slot, int] = {}
     for slot in [*requests, *late]:
         pins[slot] = pins.get(slot, 0) + 1
+        assert slot in slot.frame.slots, "memory that is written to was cut anew"
     for slot in late:
         assert slot.tenant is None or not slot.tenant.kept, "a lost worker writes to what is kept"
     for chunk in disk.arena.chunks.get(disk.key, ()):
@@ -83,6 +84,7 @@ def check_pins(disk: DiskCache, requests: Iterable[Slot], late: Iterable[Slot]) 
 
 def check_quiet(disk: DiskCache, images: Collection[ImageCache]) -> None:
     """See that nothing is left over, once nothing is asked for and nobody reads."""
+    check_disk(disk, images)
     check_pins(disk, (), ())
     assert not disk.fetches_ahead, "fetches ahead are counted that are not there"
     assert not waits_for_memory(disk), "somebody waits for memory"

@@ -57,6 +57,10 @@ class Content:
         first, last = start // SECTOR, -(-end // SECTOR)
         self._oldest[first:last] = self._versions[first:last]
 
+    def promise(self, since: "array[int]") -> None:
+        """Note that whoever reads from now on sees nothing older than these versions."""
+        self._oldest = array("I", map(max, self._oldest, since))
+
     def oldest(self, start: int, end: int, fresh: bool) -> "array[int]":
         """Return the oldest version of each sector that a reader may see who begins now.
 
@@ -211,6 +215,11 @@ class Worker:
         """Tell that a performed request is done."""
         self.performed.remove(request)
         request.done(None)
+
+    def perform_all(self) -> None:
+        """Read all that was asked for."""
+        for request in list(self.waiting):
+            self.perform(request)
 
     def work(self, most: int = 99) -> None:
         """Do what was asked first."""

@@ -78,14 +78,26 @@ class Readers:
         self._run = run
         self.reading: list[Reader] = []
 
-    def begin(self, shown: Shown, start: int, end: int, read: Read, *, fresh: bool = False) -> None:
-        """Have *read* called by a new task."""
+    def begin(
+        self,
+        shown: Shown,
+        start: int,
+        end: int,
+        read: Read,
+        *,
+        fresh: bool = False,
+        left: bool = False,
+    ) -> None:
+        """Have *read* called by a new task, which is cancelled before it runs if it has *left*."""
         reader = Reader(shown, start, end, fresh)
-        self._run.nursery.start_soon(self._reads, reader, read)
+        if left:
+            reader.scope.cancel()
+        self.reading.append(reader)
+        self._run.start_soon(self._reads, reader, read)
 
     def begin_file(self, opened: Opened, start: int, end: int, piece: int) -> None:
         """Have a new task go forward through an open file, *piece* by piece."""
-        self._run.nursery.start_soon(self._go_forward, opened, start, end, piece)
+        self._run.start_soon(self._go_forward, opened, start, end, piece)
 
     async def _go_forward(self, opened: Opened, start: int, end: int, piece: int) -> None:
         shown, handle, _ = opened
@@ -96,12 +108,12 @@ class Readers:
             async def read(at: int = position, size: int = until - position) -> memoryview | bytes:
                 return await shown.image.read(handle, at, size)
 
+            self.reading.append(reader)
             await self._reads(reader, read)
             if reader.scope.cancelled_caught:
                 break
 
     async def _reads(self, reader: Reader, read: Read) -> None:
-        self.reading.append(reader)
         try:
             with reader.scope:
                 data = await read()

@@ -6,29 +6,30 @@ that were woken and have not run yet.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 import trio
 import trio.testing
 
-T = TypeVar("T")
+_MOST_ROUNDS: Final = 10_000
 
 
 class SteppedRun(trio.abc.Instrument):
-    """One run, in guest mode, with this as its host. ``nursery`` is for the tasks of the test."""
+    """One run, in guest mode, with this as its host. It is the nursery of its tasks, too."""
 
     def __init__(self) -> None:
         self.clock = trio.testing.MockClock()
-        self.nursery: trio.Nursery
         self.idle = False
         """Whether all tasks wait."""
+        self.failed = False
+        """Whether a command or a task has failed, which ``do`` has raised."""
+        self._nursery: trio.Nursery
         self._ready: deque[Callable[[], object]] = deque()
         self._commands: deque[Callable[[], object]] = deque()
-        self._answer: Any = None
-        self._error: BaseException | None = None
-        self._end: Exception | None = None
+        self._error: Exception | None = None
         self._closing = False
+        self._closed = False
         self._heart: trio.lowlevel.Task | None = None
         self._others_ran = False
         trio.lowlevel.start_guest_run(
@@ -39,39 +40,39 @@ class SteppedRun(trio.abc.Instrument):
             clock=self.clock,
             instruments=[self],
         )
-        self.do(lambda: None)
+        self.do()
 
-    def do(self, command: Callable[[], T], rounds: int | None = None) -> T:
-        """Call *command* in the run, and go on until all wait, or for *rounds* rounds at most.
+    def do(self, *commands: Callable[[], object], rounds: int | None = None) -> None:
+        """Call *commands* in the run at once, and go on until all wait, or for *rounds* at most.
 
-        Raises what the command raises, or what a task of the run has died of.
+        Raises what a command or a task has raised.
         """
-        self._commands.append(command)
         self.idle = False
-        if self._end is not None:
-            raise self._end
-        while self._commands:
-            self._round()
-        while not self.idle and rounds != 0:
+        self._commands.extend(commands)
+        self._round()
+        done = 0
+        while not self.idle and done != rounds:
+            done += 1
+            assert done < _MOST_ROUNDS, "tasks never come to rest"
             self._others_ran = False
             self._round()
             self.idle = not self._others_ran
-            rounds = None if rounds is None else rounds - 1
-        if self._error is not None:
-            raise self._error
-        answer: T = self._answer
-        return answer
-
-    @property
-    def over(self) -> bool:
-        """Whether the run has died of something, which ``do`` has raised."""
-        return self._end is not None
 
     def close(self) -> None:
         """Cancel what is left in the run, and end it."""
         self._closing = True
-        while self._end is None:
+        while not self._closed:
             self._ready.popleft()()
+
+    def start_soon(self, function: Callable[..., Awaitable[Any]], *args: object) -> None:
+        """Start a task. If it fails, that is for the test, and no reason to cancel the others."""
+        self._nursery.start_soon(self._caught, function, args)
+
+    async def _caught(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        except Exception as error:
+            self._error = error
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         """Called by trio: see whether anybody but the heart has something to do."""
@@ -80,36 +81,27 @@ class SteppedRun(trio.abc.Instrument):
 
     def _round(self) -> None:
         self._ready.popleft()()
-        if self._end is not None:
-            self._commands.clear()
-            raise self._end
+        error, self._error = self._error, None
+        if error is not None:
+            self.failed = True
+            raise error
 
     async def _beat(self) -> None:
         """Take the commands. Never waiting, it keeps the run from asking the kernel for news."""
         self._heart = trio.lowlevel.current_task()
-        async with trio.open_nursery() as self.nursery:
+        async with trio.open_nursery() as self._nursery:
             while not self._closing:
-                if self._commands:
-                    self._obey(self._commands.popleft())
+                try:
+                    while self._commands:
+                        self._commands.popleft()()
+                except Exception as error:
+                    self._commands.clear()
+                    self._error = error
                 await trio.lowlevel.checkpoint()
-            self.nursery.cancel_scope.cancel()
+            self._nursery.cancel_scope.cancel()
 
-    def _obey(self, command: Callable[[], object]) -> None:
-        self._answer = self._error = None
-        try:
-            self._answer = command()
-        except Exception as error:
-            self._error = error
-
-    def _ended(self, end: Any) -> None:
-        self._end = AssertionError("the run is over")
-        try:
-            end.unwrap()
-        except ExceptionGroup as group:
-            error: Exception = group
-            while isinstance(error, ExceptionGroup):
-                error = error.exceptions[0]
-            self._end = error
+    def _ended(self, _: object) -> None:
+        self._closed = True
 
 
 class Gate:
@@ -131,7 +123,8 @@ class Gate:
         return answer[0]
 
     def open(self, number: int, good: bool) -> None:
-        """Give one of those who wait its answer."""
-        event, answer = self._waiting.pop(number % len(self._waiting))
-        answer[0] = good
-        event.set()
+        """Give one of those who wait its answer, if there are any."""
+        if self._waiting:
+            event, answer = self._waiting.pop(number % len(self._waiting))
+            answer[0] = good
+            event.set()

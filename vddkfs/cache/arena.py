@@ -210,6 +210,8 @@ class Arena:
             return None
         except BaseException:
             self.count -= 1
+            if chunk is not None:
+                chunk.close()
             raise
         return chunk
 
