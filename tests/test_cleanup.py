@@ -1,5 +1,6 @@
 """What dead mounts left: it is found, nothing that lives is touched, and disks are detached."""
 
+import errno
 import fcntl
 import json
 import os
@@ -229,6 +230,28 @@ def test_dead_sockets_and_logs_are_removed(state: Path, living: socket.socket) -
         "plain.sock",
         "vddk",
     ]
+
+
+def test_a_process_may_end_while_its_descriptors_are_looked_at(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (state / "alone.log").write_text("x")
+    (state / "open.log").write_text("x")
+    real = os.scandir
+    ended = []
+
+    def scandir(folder: object) -> object:
+        """As if every process but ours ended just before its folder is opened."""
+        name = os.fsdecode(folder) if isinstance(folder, bytes | str | os.PathLike) else ""
+        if name.startswith("/proc/") and name.endswith("/fd") and str(os.getpid()) not in name:
+            ended.append(name)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return real(folder)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with (state / "open.log").open("a"):
+        assert names(clean(state, None)) == ["alone.log"]
+    assert ended
 
 
 def test_there_may_be_no_state_folder_at_all(tmp_path: Path) -> None:

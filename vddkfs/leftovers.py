@@ -292,9 +292,12 @@ def _unused(logs: list[Path]) -> list[Path]:
     if not logs:
         return []
     wanted = {os.fspath(path) for path in logs}
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            wanted.discard(os.readlink(descriptor))
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        # Processes and descriptors come and go while we look.
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{process}/fd") as descriptors:
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):
+                    wanted.discard(os.readlink(descriptor.path))
     return [path for path in logs if os.fspath(path) in wanted]
 
 

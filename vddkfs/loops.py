@@ -113,6 +113,14 @@ def _text(path: Path) -> str:
         return ""
 
 
+def _listed(folder: Path) -> list[str]:
+    """Return the names in a folder of /sys, none if it has gone."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
 def _overlaps(loop: Path, wanted: Range) -> bool:
     """Say whether the part of the file that a loop device shows has any byte of *wanted*."""
     offset = int(_text(loop / "offset") or 0)
@@ -126,9 +134,8 @@ def _stacked(sys: Path, name: str) -> Iterator[_Block]:
     while waiting:
         here = sys / "class/block" / waiting.pop(0)
         yield _Block(here.name, _text(here / "dev"))
-        parts = [path.parent.name for path in here.glob("*/partition")]
-        holders = [path.name for path in here.glob("holders/*")]
-        above = [each for each in sorted(parts) + sorted(holders) if each not in met]
+        parts = [name for name in _listed(here) if (here / name / "partition").exists()]
+        above = [each for each in parts + _listed(here / "holders") if each not in met]
         met.update(above)
         waiting += above
 
@@ -139,7 +146,7 @@ def _guests(sys: Path, blocks: Sequence[_Block], entries: Iterable[Entry]) -> It
     sources = {name: block for block in blocks for name in _names(sys, block)}
     # A btrfs has a device number of its own, and is listed by one device of several.
     for members in sys.glob("fs/btrfs/*/devices"):
-        held = [_Block(path.name, _text(path / "dev")) for path in sorted(members.glob("*"))]
+        held = [_Block(name, _text(members / name / "dev")) for name in _listed(members)]
         known = next((block for block in held if block.number in numbers), None)
         if known is not None:
             sources |= {name: known for block in held for name in _names(sys, block)}

@@ -213,18 +213,24 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> int:
     """Run. Returns the exit code: 0 whatever the figures are."""
-    return carry_out("contrib/benchmarks/run", _arguments(words), _measure)
+    return carry_out("contrib/benchmarks/run", _arguments(words), _measure, present)
+
+
+def present(result: dict[str, Any], *, as_markdown: bool) -> None:
+    """Print the figures of *result*."""
+    (markdown if as_markdown else show)(result, from_json(result["figures"]))
 
 
 def carry_out(
     name: str,
     arguments: argparse.Namespace,
     measure: Callable[[argparse.Namespace], dict[str, Any]],
+    present: Callable[..., None],
 ) -> int:
-    """Measure, or take an earlier result, and show it; return the exit code of the command *name*.
+    """Measure, or take an earlier result, and *present* it; return the exit code of *name*.
 
-    *arguments* say where the result is from (``report``) and where it goes (``json``,
-    ``markdown``).
+    The exit code is 0 whatever the figures are. *arguments* say where the result is from
+    (``report``) and where it goes (``json``, ``markdown``).
     """
     try:
         if arguments.report:
@@ -239,7 +245,6 @@ def carry_out(
         return 130
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    figures = from_json(result["figures"])
     with contextlib.suppress(BrokenPipeError):
-        (markdown if arguments.markdown else show)(result, figures)
+        present(result, as_markdown=arguments.markdown)
     return 0

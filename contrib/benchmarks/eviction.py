@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import ROOT, say
+from benchmarks.command import ROOT, carry_out, say
 from benchmarks.guest import FULL, QUICK
 from benchmarks.machine import TOOLS, describe, missing_tools
 from benchmarks.material import GIB, MIB
@@ -224,22 +223,11 @@ def markdown(result: dict[str, Any]) -> None:
     print("\n".join(lines))
 
 
+def present(result: dict[str, Any], *, as_markdown: bool) -> None:
+    """Print the report of *result*."""
+    (markdown if as_markdown else show)(result)
+
+
 def main(words: Sequence[str]) -> int:
     """Run. Returns the exit code: 0 whatever the figures are."""
-    arguments = _arguments(words)
-    try:
-        if arguments.report:
-            result = json.loads(arguments.report.read_text())
-        else:
-            result = _measure(arguments)
-    except (BenchmarkError, OSError) as error:
-        say(f"contrib/benchmarks/run eviction: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; everything that was started has been ended")
-        return 130
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    with contextlib.suppress(BrokenPipeError):
-        (markdown if arguments.markdown else show)(result)
-    return 0
+    return carry_out("contrib/benchmarks/run eviction", _arguments(words), _measure, present)

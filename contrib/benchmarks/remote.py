@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import remote_files, remote_works
-from benchmarks.command import ROOT, carry_out, say
+from benchmarks.command import ROOT, carry_out, present, say
 from benchmarks.figures import Figures, as_json, remote_goals
 from benchmarks.guest import Size
 from benchmarks.machine import REMOTE_TOOLS, describe, idleness, missing_tools
@@ -255,4 +255,4 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> int:
     """Run. Returns the exit code: 0 whatever the figures are."""
-    return carry_out("contrib/benchmarks/run remote", _arguments(words), _measure)
+    return carry_out("contrib/benchmarks/run remote", _arguments(words), _measure, present)

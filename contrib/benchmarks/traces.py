@@ -3,14 +3,14 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from benchmarks import guest
 from benchmarks.guest import MIB, Size
 from benchmarks.material import Material
-from benchmarks.processes import BenchmarkError, detach, end, run, start
+from benchmarks.processes import BenchmarkError, end, guest_mounted, run, start
 from benchmarks.systems import Served, Vddkfs
 
 TITLES: Final = {
@@ -81,19 +81,8 @@ class Recorder:
             _WORKS[name](self, served)
         return system.trace
 
-    @contextlib.contextmanager
-    def _mounted(self, served: Served) -> Iterator[Path]:
-        """Mount the guest's file system through a loop device."""
-        place = self._mounts / "guest"
-        place.mkdir(exist_ok=True)
-        run(["mount", "-t", "ext4", "-o", "ro,loop", served.file, place], timeout=60.0)
-        try:
-            yield place
-            run(["umount", place], timeout=60.0)
-        finally:
-            with contextlib.suppress(OSError, BenchmarkError):
-                if place.is_mount():
-                    detach(str(place))
+    def _mounted(self, served: Served) -> contextlib.AbstractContextManager[Path]:
+        return guest_mounted(served.file, self._mounts / "guest", "ro,loop", 60.0)
 
     def boot(self, served: Served) -> None:
         """Read files at random."""

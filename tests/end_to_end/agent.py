@@ -5,6 +5,7 @@ exception) on stdout. A function is one of this module, or else of ``os``. Uses 
 only, and imports little: every mount of a test starts one.
 """
 
+import ctypes
 import hashlib
 import mmap
 import os
@@ -97,6 +98,31 @@ def mapped(name: str, direct: bool, ranges: list[tuple[int, int]]) -> list[bytes
             return [area[start : start + size] for start, size in ranges]
     finally:
         os.close(fd)
+
+
+_held: list[tuple[mmap.mmap, Any]] = []
+
+
+def hold_pages(name: str) -> None:
+    """Have the kernel keep the pages that it has of a file, wanted elsewhere or not."""
+    fd = os.open(name, flags(False))
+    try:
+        area = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE)
+    finally:
+        os.close(fd)
+    # From here on mlock() reads what is missing.
+    view = ctypes.c_char.from_buffer(area)
+    if ctypes.CDLL(None, use_errno=True).mlock(ctypes.byref(view), ctypes.c_size_t(len(area))):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    _held.append((area, view))
+
+
+def release_pages() -> None:
+    """End all :func:`hold_pages`."""
+    while _held:
+        area, view = _held.pop()
+        del view
+        area.close()
 
 
 def hammer(name: str, wanted: str, seed: int, count: int) -> str:

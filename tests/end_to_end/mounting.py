@@ -117,10 +117,17 @@ def loud_lines(log: Path) -> list[str]:
     return found
 
 
+def threads(pid: int) -> list[Path]:
+    """Return the folders in /proc of a process's threads, none if it has ended."""
+    with contextlib.suppress(OSError):
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    return []
+
+
 def _where(pid: int) -> str:
     """Tell where in the kernel the threads of a process are."""
     found = [f"process {pid}:"]
-    for task in Path(f"/proc/{pid}/task").glob("*"):
+    for task in threads(pid):
         with contextlib.suppress(OSError):
             state = (task / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
             call, wchan = ((task / name).read_text() for name in ("syscall", "wchan"))

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.mounting import SECONDS, Mounts, sha256, stopped, succeed, until, vddkfs
+from tests.end_to_end.mounting import (
+    SECONDS,
+    Mounts,
+    sha256,
+    stopped,
+    succeed,
+    threads,
+    until,
+    vddkfs,
+)
 from tests.end_to_end.readers import READERS, SIZE, STEP
 from tests.end_to_end.vms import MIB, make_vmfs, noise
 
@@ -34,7 +43,7 @@ def readers(name: str, how: str) -> Iterator[subprocess.Popen[str]]:
 def waiting_in_the_kernel(pid: int) -> int:
     """Return how many threads of a process wait for an answer of the mount."""
     found = 0
-    for task in Path(f"/proc/{pid}/task").glob("*"):
+    for task in threads(pid):
         with contextlib.suppress(OSError):
             state = (task / "stat").read_text().rpartition(")")[2].split()[0]
             where = (task / "wchan").read_text()

@@ -79,9 +79,11 @@ def _product() -> str:
 
 def _controllers() -> frozenset[str]:
     found = set()
-    for host in Path(_SCSI_HOSTS).glob("host*/proc_name"):
-        with contextlib.suppress(OSError):
-            found.add(host.read_text("utf-8", "replace").strip())
+    with contextlib.suppress(OSError):
+        for host in os.listdir(_SCSI_HOSTS):
+            with contextlib.suppress(OSError):
+                name = Path(_SCSI_HOSTS, host, "proc_name").read_text("utf-8", "replace")
+                found.add(name.strip())
     return frozenset(found)
 
 
