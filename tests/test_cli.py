@@ -164,11 +164,26 @@ def test_info_prints_lines_for_other_programs(tmp_path: Path, capsys: Output) ->
     (tmp_path / "bad.vmdk").write_text("bad")
     assert main(["info", str(tmp_path), "-o", "ro,_netdev"]) == 0
     heading, row, left = capsys.readouterr().out.splitlines()
-    assert heading.split("\t") == ["file", "capacity", "allocated", "format", "link"]
+    assert heading == "file\tcapacity\tallocated\tformat\tlink\tcid\tparent cid\textents"
     fields = row.split("\t")
     assert (fields[0], fields[1]) == ("web/chain/0.raw = disk.raw", "512 B")
-    assert fields[3:] == ["monolithicFlat", str(tmp_path / "web.vmdk")]
+    assert fields[3:5] == ["monolithicFlat", str(tmp_path / "web.vmdk")]
+    assert fields[6:] == ["ffffffff", "FLAT"]
     assert left.startswith("left out: ")
+
+
+def test_info_tells_of_hardware_tracking_and_state(tmp_path: Path, capsys: Output) -> None:
+    more = (
+        'changeTrackPath="web-ctk.vmdk"\nddb.adapterType = "lsi\x1blogic"\n'
+        'ddb.virtualHWVersion = "14"\nddb.toolsVersion = "12352"\nddb.uuid = "60 00 c2"\n'
+    )
+    make_disk(tmp_path, b"web", more=more)
+    assert main(["info", str(tmp_path)]) == 0
+    _, _, hardware, tracking = capsys.readouterr().out.splitlines()
+    assert hardware == (
+        r"web: adapter lsi\x1blogic, hardware version 14, tools version 12352, uuid 60 00 c2"
+    )
+    assert tracking == f"{tmp_path / 'web.vmdk'}: changes are tracked in web-ctk.vmdk"
 
 
 def test_info_prints_a_table_for_a_person(

@@ -23,6 +23,8 @@ GOOD: list[tuple[str, Any]] = [
     ("allow_other", True),
     ("follow_parents=folder", "folder"),
     ("follow_parents=any", "any"),
+    ("raw_devices=yes", "yes"),
+    ("raw_devices=no", "no"),
     ("cache_size=4M", 4 * MIB),
     ("cache_size=1t", 1024**4),
     ("cache_size=5000000", 5_000_000),
@@ -101,6 +103,8 @@ BAD = [
     "umask=-1",
     "follow_parents=all",
     "follow_parents=",
+    "raw_devices=",
+    "raw_devices=maybe",
     "cache_size=1M",
     "cache_size=2T",
     "cache_size=-4M",
@@ -155,6 +159,7 @@ def test_without_options_the_mount_is_private_and_careful() -> None:
     assert found.umask == 0o077
     assert not found.allow_other
     assert found.follow_parents == "folder"
+    assert found.raw_devices == "no"
     assert (found.op_timeout, found.retry_budget) == (60, 100)
 
 

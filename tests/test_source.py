@@ -15,8 +15,8 @@ from vddkfs.source import open_source
 RESERVED = {"vm.json", ".vddkfs", ".", "..", ""}
 
 
-def make_disk(folder: Path, name: bytes, cid: str = "12345678") -> bytes:
-    """Write a flat disk NAME.vmdk of one sector, and return its path."""
+def make_disk(folder: Path, name: bytes, cid: str = "12345678", more: str = "") -> bytes:
+    """Write a flat disk NAME.vmdk of one sector, with *more* lines, and return its path."""
     path = os.path.join(os.fsencode(folder), name)
     with open(path + b"-flat.vmdk", "wb") as file:
         file.write(bytes(512))
@@ -27,6 +27,7 @@ def make_disk(folder: Path, name: bytes, cid: str = "12345678") -> bytes:
         f"CID={cid}",
         "parentCID=ffffffff",
         'createType="monolithicFlat"',
+        more,
         'RW 1 FLAT "',
     ]
     with open(path + b".vmdk", "wb") as file:

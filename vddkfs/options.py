@@ -27,6 +27,7 @@ class MountOptions(msgspec.Struct, kw_only=True):
     umask: int = 0o077
     allow_other: bool = False
     follow_parents: str = "folder"
+    raw_devices: str = "no"
     cache: str = "auto"
     cache_size: int = 0
     block_size: int = 64 * 1024
@@ -195,6 +196,12 @@ OPTIONS: Final = (
         "folder|any",
         "where a VMDK may name files: its own folder only (default), or anywhere",
         _one_of("folder", "any"),
+    ),
+    Option(
+        "raw_devices",
+        "yes|no",
+        "read the devices of this machine that a VMDK names as its extents (default: no)",
+        _one_of("yes", "no"),
     ),
     Option(
         "cache",

@@ -1,7 +1,7 @@
 """SOURCE as typed: what it names, and which engine opens it.
 
-A folder of VMDKs, a .vmx, or one .vmdk are read by the built-in engine; a ``vddk://`` URL names
-disks for VMware's library (see ``remote``).
+A folder of VMDKs, an .ova, a .vmx, or one .vmdk are read by the built-in engine; a ``vddk://`` URL
+names disks for VMware's library (see ``remote``).
 """
 
 import os
@@ -26,25 +26,26 @@ def open_source(text: str, options: MountOptions) -> Source:
     VddkfsError if nothing can be opened.
     """
     if not text or "\0" in text:
-        raise UsageError("an empty SOURCE", advice="name a folder, a .vmx or a .vmdk")
+        raise UsageError("an empty SOURCE", advice="name a folder, an .ova, a .vmx or a .vmdk")
     url = _URL.match(text)
     if url is not None and url[1].lower() == "vddk":
         return open_remote(text, options)
     if url is not None:
         raise UnsupportedFormat(
             f"{text.split('?')[0]}: {url[1]}:// cannot be opened by this release",
-            advice="name a folder of VMDKs, a .vmx, a .vmdk or a vddk:// URL",
+            advice="name a folder of VMDKs, an .ova, a .vmx, a .vmdk or a vddk:// URL",
         )
-    return _open_local(text, options.follow_parents == "any")
+    return _open_local(text, options)
 
 
-def _open_local(text: str, follow_any: bool) -> Source:
+def _open_local(text: str, options: MountOptions) -> Source:
     path = os.path.abspath(text)
-    found = discover(path, follow_any=follow_any)
+    follow_any, raw_devices = options.follow_parents == "any", options.raw_devices == "yes"
+    found = discover(path, follow_any=follow_any, raw_devices=raw_devices)
     names = unique_names(chain.name for chain in found.chains)
     chains = zip(names, found.chains, strict=True)
     planned = [
-        plan_local(number, name, chain.links, follow_any)
+        plan_local(number, name, chain.links, follow_any, raw_devices)
         for number, (name, chain) in enumerate(chains)
     ]
     return Source(
@@ -58,7 +59,11 @@ def _open_local(text: str, follow_any: bool) -> Source:
 
 
 def plan_local(
-    worker: int, name: str, links: tuple[LinkInfo, ...], follow_any: bool
+    worker: int,
+    name: str,
+    links: tuple[LinkInfo, ...],
+    follow_any: bool,
+    raw_devices: bool = False,
 ) -> tuple[Chain, WorkerPlan]:
     """Return the disk *name*, all of whose images the mount's worker number *worker* reads.
 
@@ -66,5 +71,5 @@ def plan_local(
     """
     images = tuple(ImagePlan(number, worker, number) for number in range(len(links)))
     paths = tuple(os.fsencode(link.path) for link in links)
-    config = VmdkConfig(links=paths, follow_any=follow_any)
+    config = VmdkConfig(links=paths, follow_any=follow_any, raw_devices=raw_devices)
     return Chain(name, links, images, live=len(links) - 1), WorkerPlan(name, config)

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from vddkfs.disks.describe import describe_source
+from vddkfs.engines.vmdk.text import printable
 from vddkfs.observe.summary import human
 from vddkfs.options import parse_options
 from vddkfs.source import open_source
@@ -18,7 +19,9 @@ Show the disks of SOURCE, the links of their chains, and what would be left out 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", help="a folder of VMDKs, a .vmx or a .vmdk")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a folder of VMDKs, an .ova, a .vmx or a .vmdk"
+    )
     parser.add_argument("--json", action="store_true", help="print what vm.json would hold")
     parser.add_argument(
         "-o",
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="mount options; follow_parents= is the one that matters here",
+        help="mount options; follow_parents= and raw_devices= matter here",
     )
 
 
@@ -43,19 +46,49 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    rows = []
+def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     for disk in found["disks"]:
         for number, link in enumerate(disk["links"]):
             allocated = sum(extent["allocated"] for extent in link["extents"])
             last = number == len(disk["links"]) - 1
             file = f"{disk['name']}/chain/{number}.raw" + (" = disk.raw" if last else "")
             size = human(link["capacity"])
-            rows.append((file, size, human(allocated), link["format"], link["file"]))
+            facts = link["format"], link["file"], link["cid"], link["parent_cid"], _extents(link)
+            rows.append((file, size, human(allocated), *facts))
     return rows
 
 
-_HEADINGS = ("file", "capacity", "allocated", "format", "link")
+def _extents(link: dict[str, Any]) -> str:
+    """Return how many extents of each kind there are, in order of their kinds' first."""
+    kinds = [extent["kind"] for extent in link["extents"]]
+    counts = [(kinds.count(kind), kind) for kind in dict.fromkeys(kinds)]
+    return " + ".join(f"{count} {kind}" if count > 1 else kind for count, kind in counts) or "none"
+
+
+def _remarks(found: dict[str, Any]) -> list[str]:
+    """Return what there is to say below the table: the disks' hardware, tracking, odd states."""
+    lines = []
+    for disk in found["disks"]:
+        facts = [f"{name} {printable(disk[key])}" for key, name in _FACTS if disk.get(key)]
+        if facts:
+            lines.append(f"{disk['name']}: {', '.join(facts)}")
+        for link in disk["links"]:
+            if tracking := link.get("change_tracking"):
+                lines.append(f"{link['file']}: changes are tracked in {printable(tracking)}")
+            lines += [f"{link['file']}: note: {note}" for note in link.get("notes", ())]
+    return lines + [f"left out: {left['reason']}" for left in found["left_out"]]
+
+
+_HEADINGS = ("file", "capacity", "allocated", "format", "link", "cid", "parent cid", "extents")
+_WIDE = 5
+"""How many of the columns a person's table has; the others come as lines below it."""
+_FACTS = (
+    ("adapter", "adapter"),
+    ("hardware_version", "hardware version"),
+    ("tools_version", "tools version"),
+    ("uuid", "uuid"),
+)
 
 
 def _print_table(found: dict[str, Any]) -> None:
@@ -65,19 +98,22 @@ def _print_table(found: dict[str, Any]) -> None:
 
     # Text, because rich takes brackets in plain strings, which file names may hold, for markup.
     table = Table(title=Text(found["source"]), title_justify="left")
-    for heading in _HEADINGS:
+    for heading in _HEADINGS[:_WIDE]:
         table.add_column(heading, justify="right" if heading in _HEADINGS[1:3] else "left")
     for row in _rows(found):
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell) for cell in row[:_WIDE]))
     console = Console()
     console.print(table)
-    for left in found["left_out"]:
-        console.print(f"left out: {left['reason']}", markup=False)
+    for file, *_, cid, parent, extents in _rows(found):
+        told = f"{file}: cid {cid}, parent cid {parent}, extents {extents}"
+        console.print(told, markup=False, soft_wrap=True)
+    for remark in _remarks(found):
+        console.print(remark, markup=False, soft_wrap=True)
 
 
 def _print_lines(found: dict[str, Any]) -> None:
     print("\t".join(_HEADINGS))
     for row in _rows(found):
         print("\t".join(row))
-    for left in found["left_out"]:
-        print(f"left out: {left['reason']}")
+    for remark in _remarks(found):
+        print(remark)

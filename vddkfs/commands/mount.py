@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "mount a VM's disks"
 DESCRIPTION = """\
-Mount SOURCE (a folder of VMDKs, a .vmx, or one .vmdk) at MOUNTPOINT, an empty folder.
+Mount SOURCE (a folder of VMDKs, an .ova, a .vmx, or one .vmdk) at MOUNTPOINT, an empty folder.
 Returns when the mount answers; the daemon goes on in the background.
 
 options for -o:

@@ -19,6 +19,7 @@ def describe_source(source: Source) -> dict[str, Any]:
             {
                 "name": chain.name,
                 "capacity": chain.capacity_bytes,
+                **describe_hardware(chain.links),
                 "links": [describe_link(link) for link in chain.links],
             }
             for chain in source.chains
@@ -46,6 +47,8 @@ def describe_link(link: LinkInfo) -> dict[str, Any]:
         "cid": link.content_id,
         "parent_cid": link.parent_content_id,
         "parent_hint": link.parent_hint,
+        **({"change_tracking": link.change_tracking} if link.change_tracking else {}),
+        **({"notes": list(link.notes)} if link.notes else {}),
         **({"snapshot": link.identity.snapshot} if link.identity.snapshot else {}),
         **({"metadata": link.metadata} if link.metadata else {}),
         "extents": [
@@ -63,6 +66,17 @@ def describe_link(link: LinkInfo) -> dict[str, Any]:
     }
 
 
+def describe_hardware(links: Sequence[LinkInfo]) -> dict[str, str]:
+    """Return what the descriptors say of the machine: the last link's word, else the base's."""
+    base, last = links[0], links[-1]
+    return {
+        "uuid": last.uuid or base.uuid,
+        "adapter": last.adapter or base.adapter,
+        "hardware_version": last.hardware_version or base.hardware_version,
+        "tools_version": last.tools_version or base.tools_version,
+    }
+
+
 def describe_disk(
     disk: Disk,
     engine: str = "vmdk",
@@ -70,7 +84,6 @@ def describe_disk(
     writers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what info.json holds of *disk*; *writers* are the files that may be written."""
-    base, last = disk.links[0], disk.links[-1]
     shown = {
         image.number: {
             "image": f"chain/{image.number}.raw",
@@ -83,10 +96,7 @@ def describe_disk(
         "capacity": disk.capacity,
         "logical_sector_size": SECTOR,
         "physical_sector_size": SECTOR,
-        "uuid": last.uuid or base.uuid,
-        "adapter": last.adapter or base.adapter,
-        "hardware_version": last.hardware_version or base.hardware_version,
-        "tools_version": last.tools_version or base.tools_version,
+        **describe_hardware(disk.links),
         "engine": engine,
         "transport": (facts or EngineFacts()).transport,
         "writable": list(writers),

@@ -26,7 +26,7 @@ def remote_of(text: str) -> Remote | None:
     if url[1].lower() != "vddk":
         raise UnsupportedFormat(
             f"{url[1]}:// cannot be opened by this release",
-            advice="name a folder of VMDKs, a .vmx, a .vmdk or a vddk:// URL",
+            advice="name a folder of VMDKs, an .ova, a .vmx, a .vmdk or a vddk:// URL",
         )
     if names_server_only(text):
         found = server_of(text)

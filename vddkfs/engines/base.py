@@ -38,7 +38,10 @@ class ExtentInfo(msgspec.Struct, frozen=True):
 
 
 class FileStamp(msgspec.Struct, frozen=True):
-    """The identity of one file: it changes when the file is replaced or (ctime, mtime) written."""
+    """The identity of one file: it changes when the file is replaced or (ctime, mtime) written.
+
+    A file inside an archive begins at byte *offset* of that, whose stamp it is but for the size.
+    """
 
     path: str
     device: int
@@ -46,6 +49,7 @@ class FileStamp(msgspec.Struct, frozen=True):
     size: int
     mtime_ns: int
     ctime_ns: int
+    offset: int = 0
 
 
 class LinkIdentity(msgspec.Struct, frozen=True):
@@ -110,7 +114,8 @@ class LinkInfo(msgspec.Struct, frozen=True):
     """One VMDK of a chain, as its descriptor and its files tell.
 
     *format* is the createType of the descriptor; *mtime_ns* the newest of the files' mtimes;
-    *identity* what it was when it was described.
+    *identity* what it was when it was described; *change_tracking* the name of the file in which
+    the host tracks changes; *notes* are what an operator should know of its state.
     """
 
     path: str
@@ -126,6 +131,8 @@ class LinkInfo(msgspec.Struct, frozen=True):
     hardware_version: str = ""
     uuid: str = ""
     tools_version: str = ""
+    change_tracking: str = ""
+    notes: tuple[str, ...] = ()
     metadata: dict[str, str] = {}
 
 

@@ -9,11 +9,12 @@ class VmdkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
     """The built-in engine on *links* (absolute paths, base first).
 
     Paths are bytes, because a file's name need not be UTF-8. *follow_any* lets a link name files
-    outside its folder. Image ``n`` is the view composed of links 0 to ``n``.
+    outside its folder, *raw_devices* devices of this machine. Image ``n`` is the view composed of links 0 to ``n``.
     """
 
     links: tuple[bytes, ...]
     follow_any: bool = False
+    raw_devices: bool = False
     table_cache_bytes: int = 8 * 1024 * 1024
 
     hot_adds: ClassVar[bool] = False

@@ -69,6 +69,7 @@ def make_engine(config: EngineConfig, secret: int) -> AsyncEngine:
         VmdkEngine(
             [os.fsdecode(path) for path in config.links],
             follow_any=config.follow_any,
+            raw_devices=config.raw_devices,
             table_cache_bytes=config.table_cache_bytes,
         )
     )

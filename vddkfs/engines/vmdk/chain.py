@@ -14,9 +14,8 @@ import os
 
 from vddkfs.engines.base import LinkInfo
 from vddkfs.engines.vmdk.descriptor import NO_PARENT
-from vddkfs.engines.vmdk.files import resolve
-from vddkfs.engines.vmdk.link import open_link
-from vddkfs.engines.vmdk.tables import TableCache
+from vddkfs.engines.vmdk.files import NOTHING_OUTSIDE, Trust, resolve
+from vddkfs.engines.vmdk.opening import Context, open_link
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import BrokenChain, SourceMissing
 
@@ -24,16 +23,16 @@ MAX_LINKS = 256
 """A base and 255 deltas: more than vSphere (32 snapshots) or VDDK allow."""
 
 
-def describe_chain(leaf: str, *, follow_any: bool = False) -> tuple[LinkInfo, ...]:
+def describe_chain(leaf: str, trust: Trust = NOTHING_OUTSIDE) -> tuple[LinkInfo, ...]:
     """Open the chain that ends with the VMDK *leaf*, check it, and describe it base first.
 
-    Hints and extents outside a link's folder are followed only with *follow_any*. Nothing stays
+    Hints and extents outside a link's folder are followed as far as *trust* goes. Nothing stays
     open. Raises BrokenChain, and all that ``open_link`` raises, for the first link that fails.
     """
     links: list[LinkInfo] = []
     path = os.path.abspath(leaf)
     while True:
-        info = _describe(path, links, follow_any)
+        info = _describe(path, links, trust)
         _check(info, links)
         links.append(info)
         if info.parent_content_id == NO_PARENT:
@@ -44,13 +43,13 @@ def describe_chain(leaf: str, *, follow_any: bool = False) -> tuple[LinkInfo, ..
                 "but does not say which file that is",
                 advice="restore its descriptor from a good copy",
             )
-        path = resolve(info.parent_hint, info.path, follow_any=follow_any)
+        path = resolve(info.parent_hint, info.path, trust)
 
 
-def _describe(path: str, links: list[LinkInfo], follow_any: bool) -> LinkInfo:
+def _describe(path: str, links: list[LinkInfo], trust: Trust) -> LinkInfo:
     """Describe the link *path*; the last of *links*, if any, is the child that names it."""
     try:
-        link = open_link(path, TableCache(0), follow_any=follow_any)
+        link = open_link(path, Context(trust, table_cache_bytes=0))
     except SourceMissing as error:
         if not links or os.path.exists(path):
             raise
@@ -85,6 +84,6 @@ def _check(info: LinkInfo, links: list[LinkInfo]) -> None:
         )
 
 
-def _file(info: LinkInfo) -> tuple[int, int]:
+def _file(info: LinkInfo) -> tuple[int, int, int]:
     stamp = info.identity.files[0]
-    return stamp.device, stamp.inode
+    return stamp.device, stamp.inode, stamp.offset

@@ -11,11 +11,11 @@ import msgspec
 from vddkfs.engines.vmdk.text import decode, pair, printable
 from vddkfs.errors import DamagedSource, UnsupportedFormat
 
-MAX_DESCRIPTOR_BYTES = 1 << 20
+MAX_DESCRIPTOR_BYTES = 4 << 20
 """The longest descriptor that is read. A real one has 1 KiB, plus some 40 bytes an extent."""
 
-MAX_EXTENTS = 4096
-"""The most extents of one link: 8 TiB in pieces of 2 GiB. Each costs an open file."""
+MAX_EXTENTS = 1 << 15
+"""The most extents of one link: 62 TiB in pieces of 2 GiB, and some. Each costs an open file."""
 
 MAX_CAPACITY = (62 << 40) // 512
 """The largest virtual disk in sectors: 62 TiB, the documented maximum of vSphere."""

@@ -1,7 +1,8 @@
 """From the SOURCE an operator typed to the chains that can be shown, and the reasons for the rest.
 
 A SOURCE is one ``.vmdk`` (any link: it is the mounted point), a ``.vmx``, or a folder, of which
-subfolders are not searched. Nothing stays open.
+subfolders are not searched, or an archive (an ``.ova``), which is read as if it were a folder.
+Nothing stays open.
 """
 
 import os
@@ -12,16 +13,18 @@ import msgspec
 from vddkfs.engines.base import LinkInfo
 from vddkfs.engines.vmdk.chain import describe_chain
 from vddkfs.engines.vmdk.descriptor import Descriptor
-from vddkfs.engines.vmdk.files import OpenFile, failure, open_file, resolve
-from vddkfs.engines.vmdk.link import is_extent_name, read_descriptor
+from vddkfs.engines.vmdk.files import OpenFile, Trust, is_archive, list_folder, open_file, resolve
+from vddkfs.engines.vmdk.recognise import is_extent_name, read_descriptor
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.engines.vmdk.vmx import MAX_VMX_BYTES, parse_vmx
-from vddkfs.errors import SourceMissing, VddkfsError
+from vddkfs.errors import SourceMissing, UnsupportedFormat, VddkfsError
 
 _SUFFIX = re.compile(r"\.vmdk$", re.I)
+_NOT_AS_IT_IS = re.compile(r"\.vmdk\.(gz|\d{9})$", re.I)
+"""How OVF names a disk that it keeps compressed, or in chunks."""
 _TRACKING_FILE = re.compile(r"-ctk\.vmdk$", re.I)
 
-_FileId = tuple[int, int]
+_FileId = tuple[int, int, int]
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -53,26 +56,27 @@ class Discovery(msgspec.Struct, frozen=True):
     left_out: tuple[LeftOut, ...]
 
 
-def discover(source: str, *, follow_any: bool = False) -> Discovery:
+def discover(source: str, *, follow_any: bool = False, raw_devices: bool = False) -> Discovery:
     """Find the disks of *source*.
 
     *follow_any* is ``follow_parents=any``: parents and extents outside a link's folder, and disks
-    outside the .vmx's, are followed. Raises the first reason if no disk can be opened.
+    outside the .vmx's, are followed. With *raw_devices* extents may be devices of this machine.
+    Raises the first reason if no disk can be opened.
     """
-    path = os.path.abspath(source)
-    if os.path.isdir(path):
-        return _discover_folder(path, follow_any)
+    path, trust = os.path.abspath(source), Trust(follow_any, raw_devices)
+    if os.path.isdir(path) or is_archive(path):
+        return _discover_folder(path, trust)
     if path.lower().endswith(".vmx"):
-        return _discover_vmx(path, follow_any)
-    return Discovery((_chain(path, follow_any),), ())
+        return _discover_vmx(path, trust)
+    return Discovery((_chain(path, trust),), ())
 
 
-def _chain(leaf: str, follow_any: bool) -> Chain:
-    links = describe_chain(leaf, follow_any=follow_any)
+def _chain(leaf: str, trust: Trust) -> Chain:
+    links = describe_chain(leaf, trust)
     return Chain(_SUFFIX.sub("", os.path.basename(links[0].path)), links)
 
 
-def _discover_vmx(path: str, follow_any: bool) -> Discovery:
+def _discover_vmx(path: str, trust: Trust) -> Discovery:
     file = open_file(path)
     try:
         raw = file.head(MAX_VMX_BYTES + 1)
@@ -82,13 +86,13 @@ def _discover_vmx(path: str, follow_any: bool) -> Discovery:
     seen: set[str] = set()
     for disk in parse_vmx(raw, printable(path)):
         try:
-            leaf = resolve(disk.file_name, path, follow_any=follow_any)
+            leaf = resolve(disk.file_name, path, trust)
         except VddkfsError as error:
             found.left_out.append(LeftOut(disk.file_name, error))
             continue
         if leaf not in seen:
             seen.add(leaf)
-            found.try_chain(leaf, follow_any)
+            found.try_chain(leaf, trust)
     return found.result(f"no virtual disk in {printable(path)}")
 
 
@@ -99,9 +103,9 @@ class _Findings:
         self.chains: list[Chain] = []
         self.left_out: list[LeftOut] = []
 
-    def try_chain(self, leaf: str, follow_any: bool) -> None:
+    def try_chain(self, leaf: str, trust: Trust) -> None:
         try:
-            self.chains.append(_chain(leaf, follow_any))
+            self.chains.append(_chain(leaf, trust))
         except VddkfsError as error:
             self.left_out.append(LeftOut(leaf, error))
 
@@ -109,7 +113,9 @@ class _Findings:
         if not self.chains:
             if self.left_out:
                 raise self.left_out[0].error
-            raise SourceMissing(nothing, advice="name a .vmdk, a .vmx or a folder of them")
+            raise SourceMissing(
+                nothing, advice="name a .vmdk, a .vmx, an .ova or a folder of VMDKs"
+            )
         return Discovery(tuple(self.chains), tuple(self.left_out))
 
 
@@ -121,16 +127,19 @@ class _Folder:
         self.descriptors: dict[_FileId, tuple[str, Descriptor]] = {}
         self.errors: dict[str, VddkfsError] = {}
         self.ids: dict[str, _FileId] = {}
+        self.is_archive = not os.path.isdir(path)
         self._embedded: set[_FileId] = set()
 
     def scan(self) -> None:
         """Read every file's descriptor. Raises if the folder itself cannot be listed."""
-        try:
-            names = sorted(os.listdir(self.path))
-        except OSError as error:
-            raise failure(self.path, error) from error
-        for name in names:
+        for name in list_folder(self.path):
             path = os.path.join(self.path, name)
+            if _NOT_AS_IT_IS.search(name) and self.is_archive:
+                self.errors[path] = UnsupportedFormat(
+                    f"{printable(path)}: is stored compressed or in pieces",
+                    advice="unpack the archive, then the disk, and name that",
+                )
+                continue
             if not _SUFFIX.search(name) or _TRACKING_FILE.search(name) or os.path.isdir(path):
                 continue
             try:
@@ -147,7 +156,7 @@ class _Folder:
         self._drop_extents()
 
     def _add(self, file: OpenFile) -> None:
-        identity = file.stamp.device, file.stamp.inode
+        identity = file.stamp.device, file.stamp.inode, file.stamp.offset
         self.ids[file.path] = identity
         descriptor, header = read_descriptor(file)
         if identity in self.descriptors:
@@ -211,12 +220,12 @@ class _Folder:
         return sorted(self.descriptors[leaf][0] for leaf in leaves)
 
 
-def _discover_folder(path: str, follow_any: bool) -> Discovery:
+def _discover_folder(path: str, trust: Trust) -> Discovery:
     folder = _Folder(path)
     folder.scan()
     found = _Findings()
     for leaf in folder.leaves():
-        found.try_chain(leaf, follow_any)
+        found.try_chain(leaf, trust)
     found.left_out += [LeftOut(name, error) for name, error in folder.errors.items()]
     found.left_out.sort(key=lambda entry: entry.path)
     return found.result(f"no VMDK in {printable(path)}")

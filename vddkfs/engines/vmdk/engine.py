@@ -4,7 +4,7 @@ A request is answered from the image's top link down: what a link has is read, w
 is asked of its parent, and what the base does not have is zeros. Reading and mapping share that
 walk and the extents' view of it, so that they cannot disagree.
 
-Threads: ``read`` changes nothing but the table cache, which has a lock.
+Threads: ``read`` changes nothing but the caches of tables and of expanded grains, which have locks.
 """
 
 import errno
@@ -19,11 +19,14 @@ from vddkfs.engines.vmdk.extents import (
     AT_ABSENT,
     AT_ZERO,
     DATA,
+    PACKED,
     WouldWait,
     read_exactly,
 )
-from vddkfs.engines.vmdk.link import OpenLink, open_link
-from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES, TableCache
+from vddkfs.engines.vmdk.files import Trust
+from vddkfs.engines.vmdk.link import OpenLink
+from vddkfs.engines.vmdk.opening import Context, open_link
+from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import DamagedSource, EngineError
 
@@ -47,12 +50,12 @@ class VmdkEngine:
         paths: Sequence[str],
         *,
         follow_any: bool = False,
+        raw_devices: bool = False,
         table_cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         if not paths:
             raise ValueError("a chain has at least one link")
-        self._follow_any = follow_any
-        self._cache = TableCache(table_cache_bytes)
+        self._context = Context(Trust(follow_any, raw_devices), table_cache_bytes)
         self._links: list[OpenLink] = []
         self._may_try_nowait = True
         try:
@@ -154,7 +157,8 @@ class VmdkEngine:
             identities.append(found)
             told = f"{told}, and its tables are dropped"
             steps.append(Step("tables", printable(link.path), told, seconds))
-        self._cache.clear()
+        self._context.tables.clear()
+        self._context.grains.clear()
         return Renewal(tuple(identities), tuple(steps))
 
     def _renew_link(self, index: int) -> tuple[LinkIdentity, str]:
@@ -182,7 +186,7 @@ class VmdkEngine:
         self._links.clear()
 
     def _open(self, path: str) -> OpenLink:
-        return open_link(path, self._cache, follow_any=self._follow_any)
+        return open_link(path, self._context)
 
     def _check_range(self, image: int, sector: int, count: int) -> None:
         if not 0 <= image <= self._last:
@@ -231,16 +235,19 @@ class VmdkEngine:
             begin = (piece.sector - sector) << 9
             view = into[begin : begin + (piece.count << 9)]
             if piece.kind == DATA:
-                path = link.extent_at(piece.sector).path
+                extent = link.extent_at(piece.sector)
                 read_exactly(
                     piece.fd,
                     view,
                     piece.offset,
-                    path=path,
+                    path=extent.path,
                     link=link.path,
                     sector=piece.sector,
+                    limit=extent.limit,
                     flags=flags,
                 )
+            elif piece.kind == PACKED:
+                link.extent_at(piece.sector).unpack(piece, view, direct, flags)
             elif piece.kind == ABSENT and image > 0:
                 self._compose(image - 1, piece.sector, view, direct, flags)
             else:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from vddkfs.engines.vmdk.files import OpenFile
+from vddkfs.engines.vmdk.files import NO_LIMIT, OpenFile
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import EngineError
 
@@ -32,6 +32,9 @@ ZERO: Final = 1
 
 DATA: Final = 2
 """Kind: in a file of this link."""
+
+PACKED: Final = 3
+"""Kind: in a file of this link, compressed: ``unpack`` brings it."""
 
 AT_ABSENT: Final = -1
 """``locate``: the whole request is ABSENT."""
@@ -48,7 +51,11 @@ class WouldWait(Exception):
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
-    """A run of *count* sectors from *sector* of one *kind*; DATA is at byte *offset* of *fd*."""
+    """A run of *count* sectors from *sector* of one *kind*.
+
+    DATA is at byte *offset* of *fd*. PACKED is one grain, or a part of it, whose compressed form is
+    at *offset*.
+    """
 
     kind: int
     sector: int
@@ -63,10 +70,15 @@ class Extent(Protocol):
     start: int
     end: int
     fd: int
+    limit: int
+    """Byte of ``fd`` from which on nothing belongs to the extent's file."""
     path: str
 
     def locate(self, sector: int, count: int, fresh: bool, flags: int) -> int:
-        """Return the byte of ``fd`` where the request is in one run, or one of the codes above."""
+        """Return the byte of ``fd`` where the request is in one run, or one of the codes above.
+
+        Extents with a ``limit`` that matters return no place.
+        """
 
     def pieces(self, sector: int, count: int, fresh: bool, flags: int) -> list[Piece]:
         """Return the runs that make up the request, in order, merged where they can be.
@@ -80,19 +92,36 @@ class Extent(Protocol):
         Damage shows as DATA, so that a reader comes and meets the error.
         """
 
+    def unpack(self, piece: Piece, view: memoryview, fresh: bool, flags: int) -> None:
+        """Fill *view* with a PACKED *piece*, one of those that ``pieces`` returned.
+
+        Raises EngineError if the grain is damaged.
+        """
+
     def forget(self) -> None:
         """Forget what was read of the extent's tables."""
 
 
-class ZeroExtent:
+class PlainExtent:
+    """What extents without compressed grains have in common."""
+
+    __slots__ = ()
+
+    def unpack(self, piece: Piece, view: memoryview, fresh: bool, flags: int) -> None:
+        """See ``Extent``: no piece is PACKED."""
+        raise AssertionError(f"{piece} is not compressed")
+
+
+class ZeroExtent(PlainExtent):
     """An extent without a file: zeros."""
 
-    __slots__ = ("end", "fd", "path", "start")
+    __slots__ = ("end", "fd", "limit", "path", "start")
 
     def __init__(self, start: int, sectors: int) -> None:
         self.start = start
         self.end = start + sectors
         self.fd = -1
+        self.limit = NO_LIMIT
         self.path = ""
 
     def forget(self) -> None:
@@ -111,24 +140,29 @@ class ZeroExtent:
         yield ZERO, count
 
 
-class FlatExtent:
+class FlatExtent(PlainExtent):
     """An extent whose sectors are all in a raw file (FLAT and VMFS), from sector *offset* on."""
 
-    __slots__ = ("_shift", "end", "fd", "path", "start")
+    __slots__ = ("_bounded", "_shift", "end", "fd", "limit", "path", "start")
 
     def __init__(self, file: OpenFile, start: int, sectors: int, offset: int) -> None:
         self.start = start
         self.end = start + sectors
         self.fd = file.fd
+        self.limit = file.limit
         self.path = file.path
-        self._shift = offset - start
+        self._bounded = file.limit != NO_LIMIT
+        # Members of an archive begin at a whole sector of it.
+        self._shift = file.base // 512 + offset - start
 
     def forget(self) -> None:
         """See ``Extent``: there are no tables."""
 
     def locate(self, sector: int, count: int, fresh: bool, flags: int) -> int:
         """See ``Extent``."""
-        return UNSURE if sector + count > self.end else (sector + self._shift) << 9
+        if sector + count > self.end or self._bounded:
+            return UNSURE
+        return (sector + self._shift) << 9
 
     def pieces(self, sector: int, count: int, fresh: bool, flags: int) -> list[Piece]:
         """See ``Extent``."""
@@ -194,37 +228,49 @@ class FileRegions:
 
 
 def read_exactly(
-    fd: int, view: memoryview, offset: int, *, path: str, link: str, sector: int, flags: int = 0
+    fd: int,
+    view: memoryview,
+    offset: int,
+    *,
+    path: str,
+    link: str,
+    sector: int,
+    limit: int = NO_LIMIT,
+    flags: int = 0,
 ) -> None:
-    """Fill *view* from byte *offset* of *fd*: the file *path* of *link*.
+    """Fill *view* from byte *offset* of *fd*: the file *path* of *link*, which ends at *limit*.
 
     Raises EngineError if the file ends before, or the disk fails; *sector* is where *view* begins
     in the image, so that the error can name the place. With RWF_NOWAIT in *flags* a short read is
     ``WouldWait``.
     """
     done, size = 0, len(view)
+    allowed = min(size, max(0, limit - offset))
     while done < size:
-        try:
-            got = os.preadv(fd, (view[done:],), offset + done, flags)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            if flags:
+        got = 0
+        if done < allowed:
+            try:
+                got = os.preadv(fd, (view[done:allowed],), offset + done, flags)
+            except BlockingIOError:
                 raise
-            raise EngineError(
-                f"{printable(path)}: reading byte {offset + done} failed: {error.strerror}",
-                link=link,
-                sector=sector + done // 512,
-            ) from error
+            except OSError as error:
+                if flags:
+                    raise
+                raise EngineError(
+                    f"{printable(path)}: reading byte {offset + done} failed: {error.strerror}",
+                    link=link,
+                    sector=sector + done // 512,
+                ) from error
         done += got
         if done == size:
             return
         if flags:
             raise WouldWait
         if got == 0:
+            end = min(limit, os.fstat(fd).st_size)
             raise EngineError(
                 f"{printable(path)}: sector {sector + done // 512} of the image should be at byte "
-                f"{offset + done // 512 * 512}, but the file ends at byte {os.fstat(fd).st_size}",
+                f"{offset + done // 512 * 512}, but the file ends at byte {end}",
                 link=link,
                 sector=sector + done // 512,
             )

@@ -1,64 +1,60 @@
-"""A hosted sparse extent: sectors found through grain directory and grain tables.
+"""Extents made of grains: each sector is found through a grain directory and a grain table.
 
-Source: VMware "Virtual Disk Format 5.0", section "Hosted Sparse Extents". Nothing is read at open:
-pages of the directory and tables come when they are asked for, so a disk of 62 TiB costs no more
-than a small one.
+``SparseExtent`` reads hosted sparse (KDMV) and vmfsSparse (COWD) extents, whose entries are 32-bit
+sectors; ``SeSparseExtent`` and ``packed.PackedExtent`` are the same but for what an entry means.
 
 A grain of which only a part lies on the disk (the last, of an odd capacity) may be cut short in the
 file after that part. Any other sector that the file does not have is an error, for its reader only.
 """
 
-import os
 import re
 from array import array
-from collections.abc import Iterator
-from itertools import repeat
+from collections.abc import Callable, Iterator
+from itertools import islice, repeat
+from operator import ne, sub
 
+from vddkfs.engines.vmdk.directory import PAGE_ENTRIES, Directory
 from vddkfs.engines.vmdk.extents import (
     ABSENT,
     AT_ABSENT,
     AT_ZERO,
     DATA,
     UNSURE,
+    ZERO,
     FileRegions,
     Piece,
-    WouldWait,
-    read_exactly,
+    PlainExtent,
 )
-from vddkfs.engines.vmdk.files import OpenFile
-from vddkfs.engines.vmdk.sparse import ENTRIES_PER_TABLE, ZERO_ENTRY, SparseHeader
-from vddkfs.engines.vmdk.tables import EMPTY_TABLE, TableCache, to_entries
-from vddkfs.engines.vmdk.text import printable
+from vddkfs.engines.vmdk.files import NO_LIMIT, OpenFile
+from vddkfs.engines.vmdk.layout import Layout
+from vddkfs.engines.vmdk.sesparse import ALLOCATED, MAX_PLACE, UNALLOCATED, UNMAPPED, ZEROED
+from vddkfs.engines.vmdk.sparse import ZERO_ENTRY
+from vddkfs.engines.vmdk.tables import TableCache
 from vddkfs.errors import EngineError
 
-_INDEX_MASK = ENTRIES_PER_TABLE - 1
-_TABLE_BYTES = ENTRIES_PER_TABLE * 4
-_PAGE_ENTRIES = 4096
-_PAGE_KEYS = 1 << 32
 _KIND_OF_BOOL = bytes((ABSENT, DATA)) + bytes(254)
 _RUNS = re.compile(rb"\x00+|\x01+|\x02+")
 
 
-class SparseExtent:
+class SparseExtent(PlainExtent):
     """See ``Extent``. *start* and *sectors* are what the descriptor says it covers of the link."""
 
     __slots__ = (
-        "_cache",
-        "_directory_bytes",
+        "_base",
+        "_bounded",
+        "_directory",
         "_grain",
         "_grain_mask",
         "_grain_shift",
-        "_grains",
-        "_keys",
-        "_link",
+        "_index_mask",
         "_lowest",
         "_smallest",
         "_table_sectors",
         "_table_shift",
-        "_tables",
         "_zero_grains",
         "end",
         "fd",
+        "limit",
         "path",
         "start",
     )
@@ -66,31 +62,31 @@ class SparseExtent:
     def __init__(
         self,
         file: OpenFile,
-        header: SparseHeader,
+        layout: Layout,
         start: int,
         sectors: int,
         link: str,
         cache: TableCache,
+        tell: Callable[[str], None],
     ) -> None:
         self.start = start
         self.end = start + sectors
         self.fd = file.fd
+        self.limit = file.limit
         self.path = file.path
-        self._link = link
-        self._cache = cache
-        self._keys = cache.new_keys()
-        self._grain = header.grain
-        self._grain_mask = header.grain - 1
-        self._grain_shift = header.grain.bit_length() - 1
-        self._table_shift = self._grain_shift + 9
-        self._table_sectors = header.grain * ENTRIES_PER_TABLE
-        self._grains = header.grains
-        self._tables = header.tables
-        self._directory_bytes = header.directory * 512
-        self._zero_grains = header.zero_grains
-        self._lowest = header.lowest
+        self._base = file.base // 512
+        self._bounded = file.limit != NO_LIMIT
+        self._directory = Directory(file, layout, start, link, cache, tell)
+        self._grain = layout.grain
+        self._grain_mask = layout.grain - 1
+        self._grain_shift = layout.grain.bit_length() - 1
+        self._index_mask = layout.entries - 1
+        self._table_sectors = layout.grain * layout.entries
+        self._table_shift = self._table_sectors.bit_length() - 1
+        self._zero_grains = layout.zero_grains
+        self._lowest = layout.lowest
         # The smallest entry that is a place: one comparison then serves the hot path.
-        self._smallest = max(header.lowest, ZERO_ENTRY + 1 if header.zero_grains else 1)
+        self._smallest = max(layout.lowest, ZERO_ENTRY + 1 if layout.zero_grains else 1)
 
     def locate(self, sector: int, count: int, fresh: bool, flags: int) -> int:
         """See ``Extent``."""
@@ -98,16 +94,18 @@ class SparseExtent:
         within = relative & self._grain_mask
         if within + count > self._grain or sector + count > self.end:
             return UNSURE
-        index = (relative >> self._grain_shift) & _INDEX_MASK
+        index = (relative >> self._grain_shift) & self._index_mask
         if fresh:
-            entry = self._fresh_entry(relative >> self._table_shift, index, flags)
+            if self._bounded:
+                return UNSURE
+            entry = self._directory.entry_now(relative >> self._table_shift, index, flags)
         else:
-            table = self._cache.get(self._keys + (relative >> self._table_shift))
+            table = self._directory.cached(relative >> self._table_shift)
             if table is None:
                 return UNSURE
             entry = table[index]
         if entry >= self._smallest:
-            return (entry + within) << 9
+            return UNSURE if self._bounded else (entry + within) << 9
         if entry == 0:
             return AT_ABSENT
         return AT_ZERO if entry == ZERO_ENTRY and self._zero_grains else UNSURE
@@ -120,16 +118,20 @@ class SparseExtent:
             relative = sector - self.start
             number = relative >> self._table_shift
             stop = min(end, self.start + (number + 1) * self._table_sectors)
-            first = (relative >> self._grain_shift) & _INDEX_MASK
+            first = (relative >> self._grain_shift) & self._index_mask
             last = first + ((relative & self._grain_mask) + stop - sector - 1 >> self._grain_shift)
-            entries = self._entries(number, first, last + 1, fresh, flags)
-            self._append(found, sector, stop, entries)
+            entries = self._directory.entries(number, first, last + 1, fresh, flags)
+            self._append_all(found, sector, stop, entries)
             sector = stop
         return found
 
     def forget(self) -> None:
         """See ``Extent``."""
-        self._keys = self._cache.new_keys()
+        self._directory.forget()
+
+    def forget_table(self, number: int) -> None:
+        """Forget what was read of grain table *number*, which has been changed."""
+        self._directory.forget_table(number)
 
     def areas(self, sector: int, count: int) -> Iterator[tuple[int, int]]:
         """See ``Extent``. Reads past the cache, which a long scan would only flush."""
@@ -138,35 +140,50 @@ class SparseExtent:
         while sector < end:
             number = (sector - self.start) >> self._table_shift
             last = (end - 1 - self.start) >> self._table_shift
-            page = self._page(number, min(last + 1, number + _PAGE_ENTRIES))
-            stop = min(end, self.start + (number + max(len(page), 1)) * self._table_sectors)
-            if not len(page):
+            places = self._directory.places(number, min(last + 1, number + PAGE_ENTRIES))
+            stop = min(end, self.start + (number + max(len(places), 1)) * self._table_sectors)
+            if not len(places):
                 yield DATA, stop - sector
-            elif self._without_grains(page, regions):
+            elif self._without_grains(places, regions):
                 yield ABSENT, stop - sector
             else:
-                yield from self._page_areas(page, number, sector, stop, regions)
+                yield from self._page_areas(places, number, sector, stop, regions)
             sector = stop
 
-    def _append(self, found: list[Piece], sector: int, stop: int, entries: "array[int]") -> None:
+    def _append_all(
+        self, found: list[Piece], sector: int, stop: int, entries: "array[int]"
+    ) -> None:
         """Add to *found* the pieces of [*sector*, *stop*), whose grains *entries* describe."""
-        for entry, kind in zip(entries, self._kinds(entries), strict=True):
-            within = (sector - self.start) & self._grain_mask
-            until = min(stop, sector - within + self._grain)
-            offset = -1
+        origin = sector - ((sector - self.start) & self._grain_mask)
+        kinds = self._kinds(entries)
+        for run in _RUNS.finditer(kinds):
+            first, end = run.span()
+            begin = max(sector, origin + first * self._grain)
+            until = min(stop, origin + end * self._grain)
+            kind = kinds[first]
             if kind == DATA:
-                if entry < self._lowest:
-                    raise self._damage(sector, f"its grain is said to be at sector {entry}")
-                offset = (entry + within) << 9
-            if found:
-                last = found[-1]
-                follows = kind != DATA or last.offset + (last.count << 9) == offset
-                if last.kind == kind and follows:
-                    sector = last.sector
-                    offset = last.offset
-                    found.pop()
-            found.append(Piece(kind, sector, until - sector, self.fd, offset))
-            sector = until
+                within = begin - origin - first * self._grain
+                self._append_data(found, begin, until, within, entries[first:end])
+            else:
+                _append(found, Piece(kind, begin, until - begin, self.fd))
+
+    def _append_data(
+        self, found: list[Piece], sector: int, stop: int, within: int, entries: "array[int]"
+    ) -> None:
+        """Add the pieces of [*sector*, *stop*), all DATA, *within* sectors into the first grain."""
+        places = self._places(sector, entries)
+        # Where the next grain in the image is not the next one in the file.
+        follows = map(sub, islice(places, 1, None), places)
+        breaks = bytes(map(ne, follows, repeat(self._grain)))
+        first = 0
+        while True:
+            end = breaks.find(1, first) + 1 or len(places)
+            until = min(stop, sector - within + (end - first) * self._grain)
+            offset = (places[first] + within + self._base) << 9
+            _append(found, Piece(DATA, sector, until - sector, self.fd, offset))
+            if end == len(places):
+                return
+            sector, within, first = until, 0, end
 
     def _kinds(self, entries: "array[int]") -> bytes:
         """Say of each grain table entry, a byte each, whether it is ABSENT, ZERO or DATA."""
@@ -174,138 +191,60 @@ class SparseExtent:
             return bytes(map(min, entries, repeat(DATA)))
         return bytes(map(bool, entries)).translate(_KIND_OF_BOOL)
 
-    def _fresh_entry(self, number: int, index: int, flags: int) -> int:
-        """Return one entry of table *number* as it is in the file now, -1 for damage."""
-        raw = bytearray(4)
-        if os.preadv(self.fd, (raw,), self._directory_bytes + number * 4, flags) != 4:
-            return -1
-        table = int.from_bytes(raw, "little")
-        if table < self._lowest:
-            return -1 if table else 0
-        if os.preadv(self.fd, (raw,), table * 512 + index * 4, flags) != 4:
-            return -1
-        return int.from_bytes(raw, "little")
+    def _places(self, sector: int, entries: "array[int]") -> "array[int]":
+        """Return the sectors of the file that DATA *entries* name, for grains from *sector* on."""
+        if min(entries) < self._lowest:
+            entry = next(entry for entry in entries if entry < self._lowest)
+            raise self._bad_entry(sector, entries, entry, entry)
+        return entries
 
-    def _entries(self, number: int, first: int, stop: int, fresh: bool, flags: int) -> "array[int]":
-        """Return the entries *first* to *stop* (exclusive) of grain table *number*."""
-        if not fresh:
-            table = self._cache.get(self._keys + number)
-            if table is None:
-                if flags:
-                    raise WouldWait
-                table = self._load(number)
-            return table[first:stop]
-        place = self._read_entries(self._directory_bytes + number * 4, 1, number, flags)[0]
-        if place == 0:
-            return EMPTY_TABLE[first:stop]
-        self._check_place(place, number)
-        return self._read_entries(place * 512 + first * 4, stop - first, number, flags)
+    def _bad_entry(self, sector: int, entries: "array[int]", entry: int, place: int) -> EngineError:
+        """Return the error for *entry* of *entries*, the first of which is of *sector*'s grain."""
+        grain = (sector - self.start >> self._grain_shift) + entries.index(entry)
+        begin = max(sector, self.start + (grain << self._grain_shift))
+        return self._directory.damage(begin, f"its grain is said to be at sector {place}")
 
-    def _load(self, number: int) -> "array[int]":
-        """Read grain table *number*, and the directory page that names it, into the cache."""
-        first = number - number % _PAGE_ENTRIES
-        page = self._cache.get(self._keys + _PAGE_KEYS + first)
-        if page is None:
-            size = min(_PAGE_ENTRIES, self._tables - first)
-            page = self._read_entries(self._directory_bytes + first * 4, size, number)
-            self._cache.put(self._keys + _PAGE_KEYS + first, page)
-        table = EMPTY_TABLE
-        place = page[number - first]
-        if place:
-            self._check_place(place, number)
-            table = self._read_entries(place * 512, self._table_length(number), number)
-            if not any(table):
-                table = EMPTY_TABLE
-        self._cache.put(self._keys + number, table)
-        return table
-
-    def _table_length(self, number: int) -> int:
-        """Entries of table *number* that describe grains of the disk: the last has fewer."""
-        return min(ENTRIES_PER_TABLE, self._grains - number * ENTRIES_PER_TABLE)
-
-    def _read_entries(self, offset: int, entries: int, number: int, flags: int = 0) -> "array[int]":
-        raw = bytearray(entries * 4)
-        try:
-            read_exactly(
-                self.fd,
-                memoryview(raw),
-                offset,
-                path=self.path,
-                link=self._link,
-                sector=0,
-                flags=flags,
-            )
-        except EngineError as error:
-            sector = self.start + number * self._table_sectors
-            reason = error.__cause__
-            why = f": {reason.strerror}" if isinstance(reason, OSError) else ""
-            raise self._damage(
-                sector, f"its grain table cannot be read from byte {offset}{why}"
-            ) from error
-        return to_entries(raw)
-
-    def _check_place(self, place: int, number: int) -> None:
-        if place < self._lowest:
-            sector = self.start + number * self._table_sectors
-            raise self._damage(sector, f"its grain table is said to be at sector {place}")
-
-    def _damage(self, sector: int, what: str) -> EngineError:
-        size = os.fstat(self.fd).st_size
-        return EngineError(
-            f"{printable(self.path)}: sector {sector} of the image is lost: {what} "
-            f"(the file has {size} bytes, and data from sector {self._lowest} on)",
-            link=self._link,
-            sector=sector,
-        )
-
-    def _page(self, number: int, stop: int) -> "array[int]":
-        """Return the directory's entries from *number* to *stop*; none if they cannot be read."""
-        try:
-            return self._read_entries(self._directory_bytes + number * 4, stop - number, number)
-        except EngineError:
-            return to_entries(b"")
-
-    def _without_grains(self, page: "array[int]", regions: FileRegions) -> bool:
-        """Say whether all tables of *page* are missing, or all are in one hole of the file.
+    def _without_grains(self, places: "array[int]", regions: FileRegions) -> bool:
+        """Say whether all of the tables at *places* are missing, or all in one hole of the file.
 
         Tables that were allocated at once and never used are such a hole, and reading two million
         of them would take seconds.
         """
-        highest = max(page)
-        if highest == 0:
-            return True
-        lowest = min(page)
-        if lowest < self._lowest:
-            return False
-        data, until = regions.at(lowest * 512)
-        return not data and highest * 512 + _TABLE_BYTES <= until
+        lowest, highest = min(places), max(places)
+        if lowest <= 0:
+            return lowest == highest == 0
+        data, until = regions.at(lowest)
+        return not data and highest + self._directory.table_bytes() <= until
 
     def _page_areas(
-        self, page: "array[int]", number: int, sector: int, stop: int, regions: FileRegions
+        self,
+        places: "array[int]",
+        number: int,
+        sector: int,
+        stop: int,
+        regions: FileRegions,
     ) -> Iterator[tuple[int, int]]:
-        for place in page:
+        for place in places:
             until = min(stop, self.start + (number + 1) * self._table_sectors)
-            if place == 0:
-                yield ABSENT, until - sector
-            elif place < self._lowest:
-                yield DATA, until - sector
+            if place <= 0:
+                yield DATA if place else ABSENT, until - sector
             else:
-                yield from self._table_areas(place * 512, number, sector, until, regions)
+                yield from self._table_areas(place, number, sector, until, regions)
             sector = until
             number += 1
 
     def _table_areas(
-        self, table_bytes: int, number: int, sector: int, stop: int, regions: FileRegions
+        self, place: int, number: int, sector: int, stop: int, regions: FileRegions
     ) -> Iterator[tuple[int, int]]:
-        data, until = regions.at(table_bytes)
-        if not data and until >= table_bytes + _TABLE_BYTES:
+        data, until = regions.at(place)
+        if not data and until >= place + self._directory.table_bytes():
             yield ABSENT, stop - sector
             return
         origin = self.start + number * self._table_sectors
         first = (sector - origin) >> self._grain_shift
         last = (stop - 1 - origin) >> self._grain_shift
         try:
-            entries = self._read_entries(table_bytes + first * 4, last + 1 - first, number)
+            entries = self._directory.table_at(place, number, first, last + 1)
         except EngineError:
             yield DATA, stop - sector
             return
@@ -314,3 +253,66 @@ class SparseExtent:
             until = min(stop, origin + (first + run.end()) * self._grain)
             yield kinds[run.start()], until - sector
             sector = until
+
+
+class SeSparseExtent(SparseExtent):
+    """An seSparse extent: 64-bit entries, which say what kind they are."""
+
+    __slots__ = ()
+
+    def locate(self, sector: int, count: int, fresh: bool, flags: int) -> int:
+        """See ``Extent``."""
+        relative = sector - self.start
+        within = relative & self._grain_mask
+        if fresh or within + count > self._grain or sector + count > self.end:
+            return UNSURE
+        table = self._directory.cached(relative >> self._table_shift)
+        if table is None:
+            return UNSURE
+        entry = table[(relative >> self._grain_shift) & self._index_mask]
+        kind = entry >> 60
+        if kind == ALLOCATED:
+            place = self._place(entry)
+            return UNSURE if self._bounded or place > MAX_PLACE else (place + within) << 9
+        if kind in (UNMAPPED, ZEROED):
+            return AT_ZERO
+        return UNSURE if entry else AT_ABSENT
+
+    def _place(self, entry: int) -> int:
+        """Return the sector of the file that an allocated *entry* names."""
+        grain = (entry >> 48 & 0xFFF) | (entry & 0xFFFF_FFFF_FFFF) << 12
+        return self._lowest + (grain << self._grain_shift)
+
+    def _kinds(self, entries: "array[int]") -> bytes:
+        """See ``SparseExtent``. What no entry may be counts as DATA: its reader meets the error."""
+        return bytes(map(_kind_of_wide, entries))
+
+    def _places(self, sector: int, entries: "array[int]") -> "array[int]":
+        """See ``SparseExtent``."""
+        found = array("Q")
+        for entry in entries:
+            place = self._place(entry)
+            if entry >> 60 != ALLOCATED or place > MAX_PLACE:
+                raise self._bad_entry(sector, entries, entry, place)
+            found.append(place)
+        return found
+
+
+def _kind_of_wide(entry: int) -> int:
+    kind = entry >> 60
+    if kind == UNALLOCATED:
+        return DATA if entry else ABSENT
+    return ZERO if kind in (UNMAPPED, ZEROED) else DATA
+
+
+def _append(found: list[Piece], piece: Piece) -> None:
+    """Add *piece* to *found*, as one with the last if it goes on there."""
+    if found:
+        last = found[-1]
+        follows = piece.kind != DATA or last.offset + (last.count << 9) == piece.offset
+        if last.kind == piece.kind and follows:
+            found[-1] = Piece(
+                last.kind, last.sector, last.count + piece.count, last.fd, last.offset
+            )
+            return
+    found.append(piece)

@@ -1,34 +1,44 @@
 """The cache of grain tables and directory pages: LRU, bounded in bytes, safe for several threads.
 
-Tables are arrays that nobody changes after they were stored, so readers share them.
+Tables are arrays that nobody changes after they were stored, so readers share them. Their entries
+have 32 bits, those of seSparse 64.
 """
 
 import sys
 import threading
 from array import array
-from itertools import count
+from itertools import count, product
 
 from cachetools import LRUCache
-
-from vddkfs.engines.vmdk.sparse import ENTRIES_PER_TABLE
 
 DEFAULT_CACHE_BYTES = 8 << 20
 """Room for 4096 grain tables, which describe 128 GiB of 64 KiB grains."""
 
 _KEY_SPACE = 1 << 40
+_CODES = {4: "I", 8: "Q"}
 
 
-def to_entries(raw: bytes | bytearray) -> "array[int]":
-    """Return the 32-bit little-endian entries of *raw*, whose length is a multiple of 4."""
-    entries = array("I")
+def to_entries(raw: bytes | bytearray, width: int = 4) -> "array[int]":
+    """Return the little-endian entries of *raw*, of *width* bytes each, 4 or 8."""
+    entries = array(_CODES[width])
     entries.frombytes(raw)
     if sys.byteorder == "big":
         entries.byteswap()
     return entries
 
 
-EMPTY_TABLE = to_entries(bytes(ENTRIES_PER_TABLE * 4))
-"""Stands for every grain table without a grain, so that empty disks cost no memory."""
+_EMPTY = {
+    (entries, width): to_entries(bytes(entries * width), width)
+    for entries, width in product((512, 4096), _CODES)
+}
+
+
+def empty_table(entries: int, width: int) -> "array[int]":
+    """Return what stands for every table of 512 or 4096 *entries* without a grain.
+
+    It is always the same, so that empty disks cost no memory.
+    """
+    return _EMPTY[entries, width]
 
 
 class TableCache:
@@ -56,6 +66,11 @@ class TableCache:
             except KeyError:
                 return None
 
+    def drop(self, key: int) -> None:
+        """Forget the table under *key*."""
+        with self._lock:
+            self._lru.pop(key, None)
+
     def clear(self) -> None:
         """Forget every table."""
         with self._lock:
@@ -70,4 +85,6 @@ class TableCache:
 
 def _size(table: "array[int]") -> int:
     # 200 is what an entry of the cache itself costs, about.
-    return 200 if table is EMPTY_TABLE else len(table) * 4 + 280
+    if any(table is empty for empty in _EMPTY.values()):
+        return 200
+    return len(table) * table.itemsize + 280

@@ -1,0 +1,244 @@
+"""Opening a VMDK: its descriptor, then every extent that it lists, each checked."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from vddkfs.engines.base import ExtentInfo, LinkIdentity, LinkInfo
+from vddkfs.engines.vmdk import cowd, sesparse, sparse
+from vddkfs.engines.vmdk.descriptor import COPY_ADVICE, Descriptor, ExtentLine
+from vddkfs.engines.vmdk.extents import Extent, FlatExtent, ZeroExtent
+from vddkfs.engines.vmdk.files import (
+    NOTHING_OUTSIDE,
+    OpenFile,
+    Trust,
+    make_room,
+    open_device,
+    open_file,
+    resolve,
+)
+from vddkfs.engines.vmdk.formats import (
+    COWD,
+    GRAIN_KINDS,
+    SESPARSE,
+    ZEROS,
+    check_descriptor,
+    check_extent,
+    names_device,
+)
+from vddkfs.engines.vmdk.grains import SeSparseExtent, SparseExtent
+from vddkfs.engines.vmdk.layout import Layout
+from vddkfs.engines.vmdk.link import OpenLink
+from vddkfs.engines.vmdk.packed import GrainCache, PackedExtent
+from vddkfs.engines.vmdk.recognise import read_descriptor
+from vddkfs.engines.vmdk.sparse import SparseHeader
+from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES, TableCache
+from vddkfs.engines.vmdk.text import printable
+from vddkfs.errors import DamagedSource, SourceMissing
+
+_MAGICS = {
+    "SPARSE": sparse.MAGIC,
+    COWD: cowd.MAGIC,
+    SESPARSE: sesparse.MAGIC,
+}
+_MANY_FILES = 64
+
+
+def say(line: str) -> None:
+    """Print *line* where the daemon hears what a worker says."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Context:
+    """What the links of a chain share: memory for tables and grains, what files may name, a voice.
+
+    *tell* gets a line for each link that can be read only by its redundant directory.
+    """
+
+    def __init__(
+        self,
+        trust: Trust = NOTHING_OUTSIDE,
+        table_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        tell: Callable[[str], None] = say,
+    ) -> None:
+        self.trust = trust
+        self.tables = TableCache(table_cache_bytes)
+        self.grains = GrainCache()
+        self.tell = tell
+
+
+def open_link(path: str, context: Context) -> OpenLink:
+    """Open the VMDK *path* (a descriptor, or a monolithic sparse file) with all its extents.
+
+    Raises SourceMissing, AccessDenied, NotAVmdk, UnsupportedFormat, DamagedSource, BrokenChain (an
+    extent outside the folder that is not trusted), StaleImage (replaced meanwhile).
+    """
+    path = os.path.abspath(path)
+    opening = _Opening(path, context)
+    try:
+        return opening.link()
+    except BaseException:
+        opening.close()
+        raise
+
+
+class _Opening:
+    """A link that is being opened: what is open of it already."""
+
+    def __init__(self, path: str, context: Context) -> None:
+        self._path = path
+        self._context = context
+        self._files = {path: open_file(path)}
+        self._notes: list[str] = []
+
+    def link(self) -> OpenLink:
+        descriptor, header = read_descriptor(self._files[self._path])
+        check_descriptor(descriptor, self._path)
+        if len(descriptor.extents) > _MANY_FILES:
+            make_room(len(descriptor.extents))
+        extents: list[Extent] = []
+        infos: list[ExtentInfo] = []
+        start = 0
+        for line in descriptor.extents:
+            extent, info = self._extent(line, start, header)
+            extents.append(extent)
+            infos.append(info)
+            start += line.sectors
+        files = tuple(self._files.values())
+        info_of_link = _describe(self._path, descriptor, files, tuple(infos), tuple(self._notes))
+        return OpenLink(info_of_link, files, tuple(extents))
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _extent(
+        self, line: ExtentLine, start: int, header: SparseHeader | None
+    ) -> tuple[Extent, ExtentInfo]:
+        if line.kind == ZEROS:
+            return ZeroExtent(start, line.sectors), ExtentInfo(ZEROS, line.sectors, line.access)
+        check_extent(line, self._path, devices=self._context.trust.devices)
+        file = self._file(line, header)
+        info = ExtentInfo(
+            kind=line.kind,
+            sectors=line.sectors,
+            access=line.access,
+            path=file.path,
+            offset=line.offset,
+            file_bytes=file.size,
+            allocated_bytes=file.allocated_bytes,
+        )
+        if line.kind in GRAIN_KINDS:
+            layout = self._layout(file, line, header)
+            return self._grain_extent(file, layout, line, start), info
+        needed = (line.offset + line.sectors) * 512
+        if file.size < needed:
+            raise DamagedSource(
+                f"{printable(file.path)}: truncated extent: {file.size} bytes are there, "
+                f"{needed} are needed by {printable(os.path.basename(self._path))}",
+                advice=COPY_ADVICE,
+            )
+        return FlatExtent(file, start, line.sectors, line.offset), info
+
+    def _file(self, line: ExtentLine, header: SparseHeader | None) -> OpenFile:
+        """Return the file of the extent *line*, which is opened unless it is open already."""
+        if header is not None:
+            # An embedded descriptor describes the file it is in, whatever that is called by now.
+            if line.kind != "SPARSE" or line.sectors > header.capacity:
+                raise DamagedSource(
+                    f"{printable(self._path)}: its embedded descriptor does not describe this file",
+                    advice=COPY_ADVICE,
+                )
+            return self._files[self._path]
+        if names_device(line):
+            name = line.name
+        else:
+            name = resolve(line.name, self._path, self._context.trust)
+        if name not in self._files:
+            try:
+                self._files[name] = open_device(name) if names_device(line) else open_file(name)
+            except SourceMissing as error:
+                raise SourceMissing(
+                    f"{printable(name)}: is missing, but "
+                    f"{printable(os.path.basename(self._path))} names it as an extent",
+                    advice="bring the file back, under that name",
+                ) from error
+        return self._files[name]
+
+    def _layout(self, file: OpenFile, line: ExtentLine, header: SparseHeader | None) -> Layout:
+        """Return the checked layout of *file*, an extent with grains."""
+        layout = read_layout(file, line.kind, header)
+        # Splitting tools round the header's capacity up to whole grains; the descriptor is exact.
+        if layout.capacity < line.sectors:
+            raise DamagedSource(
+                f"{printable(file.path)}: has {layout.capacity} sectors, but its descriptor says "
+                f"{line.sectors}",
+                advice=COPY_ADVICE,
+            )
+        name = printable(os.path.basename(file.path))
+        self._notes += [f"{name}: {note}" for note in layout.notes]
+        if not layout.clean:
+            self._notes.append(f"{name}: was not closed by whoever wrote it last")
+        return layout
+
+    def _grain_extent(self, file: OpenFile, layout: Layout, line: ExtentLine, start: int) -> Extent:
+        tables, tell = self._context.tables, self._context.tell
+        if layout.packed:
+            grains = self._context.grains
+            return PackedExtent(file, layout, start, line.sectors, self._path, tables, grains, tell)
+        kind = SeSparseExtent if line.kind == SESPARSE else SparseExtent
+        return kind(file, layout, start, line.sectors, self._path, tables, tell)
+
+
+def read_layout(file: OpenFile, kind: str, header: SparseHeader | None = None) -> Layout:
+    """Return the checked layout of *file*, which is listed as an extent of *kind*.
+
+    *header* is what was parsed of it already. Raises DamagedSource, UnsupportedFormat.
+    """
+    path = printable(file.path)
+    if header is None:
+        head = file.head(cowd.HEADER_BYTES)
+        magic = _MAGICS[kind]
+        if not head.startswith(magic) and not (len(head) < 4 and magic.startswith(head)):
+            raise DamagedSource(
+                f"{path}: listed as an extent of kind {kind}, but it has no header of that kind",
+                advice=COPY_ADVICE,
+            )
+        if kind == COWD:
+            return cowd.parse_header(head, path, file.size)
+        if kind == SESPARSE:
+            constant = sesparse.parse_constant(head, path, file.size)
+            volatile = file.at(constant.volatile * 512, sesparse.HEADER_BYTES)
+            return sesparse.parse_header(head, volatile, path, file.size)
+        header = sparse.parse_header(head, path, file.size)
+    if header.at_end:
+        end = file.at(max(0, file.size - sparse.FOOTER_BYTES), sparse.FOOTER_BYTES)
+        header = sparse.with_footer(header, end, path, file.size)
+    return sparse.layout_of(header, path, file.size)
+
+
+def _describe(
+    path: str,
+    descriptor: Descriptor,
+    files: tuple[OpenFile, ...],
+    extents: tuple[ExtentInfo, ...],
+    notes: tuple[str, ...],
+) -> LinkInfo:
+    stamps = tuple(file.stamp for file in files)
+    return LinkInfo(
+        path=path,
+        format=descriptor.create_type,
+        capacity=descriptor.capacity,
+        content_id=descriptor.cid,
+        parent_content_id=descriptor.parent_cid,
+        parent_hint="" if descriptor.is_base else descriptor.parent_hint,
+        extents=extents,
+        mtime_ns=max(stamp.mtime_ns for stamp in stamps),
+        identity=LinkIdentity(printable(path), descriptor.cid, descriptor.capacity, stamps),
+        adapter=descriptor.ddb.get("adaptertype", ""),
+        hardware_version=descriptor.ddb.get("virtualhwversion", ""),
+        uuid=descriptor.ddb.get("uuid", ""),
+        tools_version=descriptor.ddb.get("toolsversion", ""),
+        change_tracking=descriptor.settings.get("changetrackpath", ""),
+        notes=notes,
+    )
