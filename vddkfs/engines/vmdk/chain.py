@@ -19,8 +19,8 @@ from vddkfs.engines.vmdk.opening import Context, open_link
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import BrokenChain, SourceMissing
 
-MAX_LINKS = 256
-"""A base and 255 deltas: more than vSphere (32 snapshots) or VDDK allow."""
+MAX_LINKS = 254
+"""A base and 253 deltas: more than vSphere (32 snapshots) or VDDK allow."""
 
 
 def describe_chain(leaf: str, trust: Trust = NOTHING_OUTSIDE) -> tuple[LinkInfo, ...]:

@@ -26,6 +26,7 @@ from vddkfs.engines.vmdk.extents import (
 from vddkfs.engines.vmdk.files import Trust
 from vddkfs.engines.vmdk.link import OpenLink
 from vddkfs.engines.vmdk.opening import Context, open_link
+from vddkfs.engines.vmdk.owners import DEEP, Owners
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import DamagedSource, EngineError
@@ -65,6 +66,7 @@ class VmdkEngine:
             self.close()
             raise
         self._last = len(self._links) - 1
+        self._owners = Owners(self._links, self._context.tables)
 
     def identities(self) -> Sequence[LinkIdentity]:
         """Return the links' identities as they were when they were opened, base first."""
@@ -78,6 +80,9 @@ class VmdkEngine:
         Damage makes it False as well: ``read`` then tells what is wrong.
         """
         if not self._may_try_nowait:
+            return False
+        if self._context.shelf.in_use:
+            # Waiting for others is no way to do without waiting.
             return False
         try:
             if self._read_one_place(image, sector, count, into, direct, _NOWAIT):
@@ -96,6 +101,14 @@ class VmdkEngine:
 
         Raises EngineError, naming link and sector, if one of them cannot be read.
         """
+        shelf = self._context.shelf
+        if shelf.in_use:
+            with shelf.reading():
+                self._read(image, sector, count, into, direct)
+        else:
+            self._read(image, sector, count, into, direct)
+
+    def _read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
         try:
             if self._read_one_place(image, sector, count, into, direct, 0):
                 return
@@ -109,6 +122,10 @@ class VmdkEngine:
         Damaged ranges are data. Grain tables are read past the cache.
         """
         self._check_range(image, sector, count)
+        with self._context.shelf.reading():
+            return self._map(image, sector, count, limit, seconds)
+
+    def _map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
         deadline = time.monotonic() + seconds
         found: list[MapExtent] = []
         start = here = sector
@@ -121,7 +138,7 @@ class VmdkEngine:
                         return MapSlice(tuple(found), here)
                 start, kind = here, data
             here += length
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or self._context.shelf.is_full:
                 break
         if kind is not None:
             found.append(MapExtent(start, here - start, kind))
@@ -170,12 +187,14 @@ class VmdkEngine:
         except DamagedSource as error:
             if not last:
                 raise
+            self._owners.forget(index)
             return old.look_again(str(error)), f"it is damaged: {error.message}"
         found = fresh.info.identity
         if change := old.info.identity.change_to(found, last):
             fresh.close()
             return found, f"it is not what was opened: {change}"
         self._links[index] = fresh
+        self._owners.forget(index)
         old.close()
         return found, "its files are opened again"
 
@@ -207,6 +226,11 @@ class VmdkEngine:
             raise ValueError(f"{len(into)} bytes for {count} sectors")
         self._check_range(image, sector, count)
         links = self._links
+        if image >= DEEP and not direct:
+            top = self._owners.top(image, sector, count)
+            if top == image:
+                self._owners.walked(image, sector, flags)
+            image = top
         while True:
             link = links[image]
             if sector + count > link.capacity:

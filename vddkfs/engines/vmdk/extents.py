@@ -73,6 +73,8 @@ class Extent(Protocol):
     limit: int
     """Byte of ``fd`` from which on nothing belongs to the extent's file."""
     path: str
+    grain: int
+    """Sectors of a grain, 0 where there are none, or they are not known."""
 
     def locate(self, sector: int, count: int, fresh: bool, flags: int) -> int:
         """Return the byte of ``fd`` where the request is in one run, or one of the codes above.
@@ -106,6 +108,7 @@ class PlainExtent:
     """What extents without compressed grains have in common."""
 
     __slots__ = ()
+    grain = 0
 
     def unpack(self, piece: Piece, view: memoryview, fresh: bool, flags: int) -> None:
         """See ``Extent``: no piece is PACKED."""

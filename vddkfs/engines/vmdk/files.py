@@ -8,7 +8,6 @@ names the file.
 import errno
 import os
 import re
-import resource
 import stat
 from typing import Final
 
@@ -28,8 +27,6 @@ from vddkfs.errors import (
 )
 
 _WINDOWS_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_OTHER_FILES = 256
-"""What else a process has open, generously."""
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -110,6 +107,21 @@ class OpenFile(msgspec.Struct, frozen=True):
         os.close(self.fd)
 
 
+def stamp_of(path: str) -> FileStamp:
+    """Return the stamp of the regular file *path*, which is not opened. Raises as ``open_file``."""
+    return stamp_and_space(path)[0]
+
+
+def stamp_and_space(path: str) -> tuple[FileStamp, int]:
+    """Return the stamp of the regular file *path*, and the bytes that it occupies."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise failure(path, error) from error
+    _require_regular(path, found.st_mode)
+    return _stamp(path, found), found.st_blocks * 512
+
+
 def open_file(path: str) -> OpenFile:
     """Open the regular file *path*, or the member of an archive that it names, for reading.
 
@@ -176,19 +188,6 @@ def list_folder(path: str) -> list[str]:
         return sorted(os.listdir(path))
     except OSError as error:
         raise failure(path, error) from error
-
-
-def make_room(files: int) -> None:
-    """Let this process have *files* more open, as far as its hard limit goes.
-
-    A disk in pieces of 2 GiB needs one for each. What is still too little shows when they are
-    opened.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = files + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 def _open(path: str) -> tuple[int, os.stat_result]:
@@ -278,7 +277,10 @@ def resolve(name: str, named_by: str, trust: Trust) -> str:
             f"{printable(named_by)}: names {printable(name)}, which is outside its folder",
             advice="if you trust that, mount with `-o follow_parents=any`",
         )
-    path = os.path.join(os.path.dirname(named_by), name)
+    folder = os.path.dirname(named_by)
+    if "/" not in name and name:
+        return f"{folder}/{name}"
+    path = os.path.join(folder, name)
     # Behind a symbolic link ".." is the kernel's to resolve.
     return path if ".." in path.split("/") else os.path.normpath(path)
 

@@ -43,7 +43,6 @@ class SparseExtent(PlainExtent):
         "_base",
         "_bounded",
         "_directory",
-        "_grain",
         "_grain_mask",
         "_grain_shift",
         "_index_mask",
@@ -54,6 +53,7 @@ class SparseExtent(PlainExtent):
         "_zero_grains",
         "end",
         "fd",
+        "grain",
         "limit",
         "path",
         "start",
@@ -77,7 +77,7 @@ class SparseExtent(PlainExtent):
         self._base = file.base // 512
         self._bounded = file.limit != NO_LIMIT
         self._directory = Directory(file, layout, start, link, cache, tell)
-        self._grain = layout.grain
+        self.grain = layout.grain
         self._grain_mask = layout.grain - 1
         self._grain_shift = layout.grain.bit_length() - 1
         self._index_mask = layout.entries - 1
@@ -92,7 +92,7 @@ class SparseExtent(PlainExtent):
         """See ``Extent``."""
         relative = sector - self.start
         within = relative & self._grain_mask
-        if within + count > self._grain or sector + count > self.end:
+        if within + count > self.grain or sector + count > self.end:
             return UNSURE
         index = (relative >> self._grain_shift) & self._index_mask
         if fresh:
@@ -158,11 +158,11 @@ class SparseExtent(PlainExtent):
         kinds = self._kinds(entries)
         for run in _RUNS.finditer(kinds):
             first, end = run.span()
-            begin = max(sector, origin + first * self._grain)
-            until = min(stop, origin + end * self._grain)
+            begin = max(sector, origin + first * self.grain)
+            until = min(stop, origin + end * self.grain)
             kind = kinds[first]
             if kind == DATA:
-                within = begin - origin - first * self._grain
+                within = begin - origin - first * self.grain
                 self._append_data(found, begin, until, within, entries[first:end])
             else:
                 _append(found, Piece(kind, begin, until - begin, self.fd))
@@ -174,11 +174,11 @@ class SparseExtent(PlainExtent):
         places = self._places(sector, entries)
         # Where the next grain in the image is not the next one in the file.
         follows = map(sub, islice(places, 1, None), places)
-        breaks = bytes(map(ne, follows, repeat(self._grain)))
+        breaks = bytes(map(ne, follows, repeat(self.grain)))
         first = 0
         while True:
             end = breaks.find(1, first) + 1 or len(places)
-            until = min(stop, sector - within + (end - first) * self._grain)
+            until = min(stop, sector - within + (end - first) * self.grain)
             offset = (places[first] + within + self._base) << 9
             _append(found, Piece(DATA, sector, until - sector, self.fd, offset))
             if end == len(places):
@@ -250,7 +250,7 @@ class SparseExtent(PlainExtent):
             return
         kinds = self._kinds(entries)
         for run in _RUNS.finditer(kinds):
-            until = min(stop, origin + (first + run.end()) * self._grain)
+            until = min(stop, origin + (first + run.end()) * self.grain)
             yield kinds[run.start()], until - sector
             sector = until
 
@@ -264,7 +264,7 @@ class SeSparseExtent(SparseExtent):
         """See ``Extent``."""
         relative = sector - self.start
         within = relative & self._grain_mask
-        if fresh or within + count > self._grain or sector + count > self.end:
+        if fresh or within + count > self.grain or sector + count > self.end:
             return UNSURE
         table = self._directory.cached(relative >> self._table_shift)
         if table is None:

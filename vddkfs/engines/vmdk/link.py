@@ -7,17 +7,31 @@ and grains, which shows when a range is read.
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from typing import Protocol
 
-from vddkfs.engines.base import LinkIdentity, LinkInfo
+from vddkfs.engines.base import FileStamp, LinkIdentity, LinkInfo
 from vddkfs.engines.vmdk.extents import Extent, Piece
-from vddkfs.engines.vmdk.files import OpenFile
+
+
+class StampedFile(Protocol):
+    """A file of a link, open or not."""
+
+    @property
+    def stamp(self) -> FileStamp:
+        """What it was when the link was opened."""
+
+    def stamp_now(self) -> FileStamp:
+        """Return what it is now. Raises StaleImage, SourceMissing, AccessDenied."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 class OpenLink:
     """An opened VMDK. *extents* cover [0, ``capacity``) sectors without gaps."""
 
     def __init__(
-        self, info: LinkInfo, files: tuple[OpenFile, ...], extents: tuple[Extent, ...]
+        self, info: LinkInfo, files: tuple[StampedFile, ...], extents: tuple[Extent, ...]
     ) -> None:
         self.info = info
         self.path = info.path

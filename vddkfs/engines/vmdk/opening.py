@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 from vddkfs.engines.base import ExtentInfo, LinkIdentity, LinkInfo
 from vddkfs.engines.vmdk import cowd, sesparse, sparse
+from vddkfs.engines.vmdk.deferred import DeferredExtent, Shelf
 from vddkfs.engines.vmdk.descriptor import COPY_ADVICE, Descriptor, ExtentLine
 from vddkfs.engines.vmdk.extents import Extent, FlatExtent, ZeroExtent
 from vddkfs.engines.vmdk.files import (
     NOTHING_OUTSIDE,
     OpenFile,
     Trust,
-    make_room,
     open_device,
     open_file,
     resolve,
+    stamp_and_space,
 )
 from vddkfs.engines.vmdk.formats import (
     COWD,
@@ -28,7 +29,7 @@ from vddkfs.engines.vmdk.formats import (
 )
 from vddkfs.engines.vmdk.grains import SeSparseExtent, SparseExtent
 from vddkfs.engines.vmdk.layout import Layout
-from vddkfs.engines.vmdk.link import OpenLink
+from vddkfs.engines.vmdk.link import OpenLink, StampedFile
 from vddkfs.engines.vmdk.packed import GrainCache, PackedExtent
 from vddkfs.engines.vmdk.recognise import read_descriptor
 from vddkfs.engines.vmdk.sparse import SparseHeader
@@ -41,7 +42,8 @@ _MAGICS = {
     COWD: cowd.MAGIC,
     SESPARSE: sesparse.MAGIC,
 }
-_MANY_FILES = 64
+MANY_EXTENTS = 512
+"""A link with more than these has them opened when they are read: 1 TiB in pieces of 2 GiB."""
 
 
 def say(line: str) -> None:
@@ -52,7 +54,8 @@ def say(line: str) -> None:
 class Context:
     """What the links of a chain share: memory for tables and grains, what files may name, a voice.
 
-    *tell* gets a line for each link that can be read only by its redundant directory.
+    *tell* gets a line for each link that can be read only by its redundant directory. *shelf* holds
+    what is open of links with very many extents.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Context:
         self.tables = TableCache(table_cache_bytes)
         self.grains = GrainCache()
         self.tell = tell
+        self.shelf = Shelf()
 
 
 def open_link(path: str, context: Context) -> OpenLink:
@@ -89,28 +93,60 @@ class _Opening:
         self._path = path
         self._context = context
         self._files = {path: open_file(path)}
+        self._deferred: list[DeferredExtent] = []
         self._notes: list[str] = []
 
     def link(self) -> OpenLink:
         descriptor, header = read_descriptor(self._files[self._path])
         check_descriptor(descriptor, self._path)
-        if len(descriptor.extents) > _MANY_FILES:
-            make_room(len(descriptor.extents))
+        many = len(descriptor.extents) > MANY_EXTENTS
         extents: list[Extent] = []
         infos: list[ExtentInfo] = []
         start = 0
         for line in descriptor.extents:
-            extent, info = self._extent(line, start, header)
+            if many and line.kind != ZEROS:
+                extent, info = self._later(line, start)
+            else:
+                extent, info = self._extent(line, start, header)
             extents.append(extent)
             infos.append(info)
             start += line.sectors
-        files = tuple(self._files.values())
+        files: tuple[StampedFile, ...] = (*self._files.values(), *self._deferred)
         info_of_link = _describe(self._path, descriptor, files, tuple(infos), tuple(self._notes))
         return OpenLink(info_of_link, files, tuple(extents))
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+
+    def _later(self, line: ExtentLine, start: int) -> tuple[Extent, ExtentInfo]:
+        """Return what opens the extent *line* when it is read."""
+        check_extent(line, self._path, devices=False)
+        name = resolve(line.name, self._path, self._context.trust)
+        try:
+            stamp, space = stamp_and_space(name)
+        except SourceMissing as error:
+            raise self._missing(name) from error
+        info = ExtentInfo(
+            line.kind, line.sectors, line.access, name, line.offset, stamp.size, space
+        )
+        if line.kind not in GRAIN_KINDS:
+            self._check_length(name, stamp.size, line)
+
+        def opener() -> tuple[Extent, OpenFile]:
+            file = open_file(name)
+            try:
+                return self._opened(file, line, start, None), file
+            except BaseException:
+                file.close()
+                raise
+
+        extent = DeferredExtent(
+            start, line.sectors, name, self._path, stamp, opener, self._context.shelf
+        )
+        self._context.shelf.in_use = True
+        self._deferred.append(extent)
+        return extent, info
 
     def _extent(
         self, line: ExtentLine, start: int, header: SparseHeader | None
@@ -128,17 +164,32 @@ class _Opening:
             file_bytes=file.size,
             allocated_bytes=file.allocated_bytes,
         )
+        return self._opened(file, line, start, header), info
+
+    def _opened(
+        self, file: OpenFile, line: ExtentLine, start: int, header: SparseHeader | None
+    ) -> Extent:
+        """Return the extent *line*, which is in *file*."""
         if line.kind in GRAIN_KINDS:
-            layout = self._layout(file, line, header)
-            return self._grain_extent(file, layout, line, start), info
+            return self._grain_extent(file, self._layout(file, line, header), line, start)
+        self._check_length(file.path, file.size, line)
+        return FlatExtent(file, start, line.sectors, line.offset)
+
+    def _check_length(self, path: str, size: int, line: ExtentLine) -> None:
         needed = (line.offset + line.sectors) * 512
-        if file.size < needed:
+        if size < needed:
             raise DamagedSource(
-                f"{printable(file.path)}: truncated extent: {file.size} bytes are there, "
+                f"{printable(path)}: truncated extent: {size} bytes are there, "
                 f"{needed} are needed by {printable(os.path.basename(self._path))}",
                 advice=COPY_ADVICE,
             )
-        return FlatExtent(file, start, line.sectors, line.offset), info
+
+    def _missing(self, name: str) -> SourceMissing:
+        return SourceMissing(
+            f"{printable(name)}: is missing, but {printable(os.path.basename(self._path))} "
+            "names it as an extent",
+            advice="bring the file back, under that name",
+        )
 
     def _file(self, line: ExtentLine, header: SparseHeader | None) -> OpenFile:
         """Return the file of the extent *line*, which is opened unless it is open already."""
@@ -158,11 +209,7 @@ class _Opening:
             try:
                 self._files[name] = open_device(name) if names_device(line) else open_file(name)
             except SourceMissing as error:
-                raise SourceMissing(
-                    f"{printable(name)}: is missing, but "
-                    f"{printable(os.path.basename(self._path))} names it as an extent",
-                    advice="bring the file back, under that name",
-                ) from error
+                raise self._missing(name) from error
         return self._files[name]
 
     def _layout(self, file: OpenFile, line: ExtentLine, header: SparseHeader | None) -> Layout:
@@ -220,7 +267,7 @@ def read_layout(file: OpenFile, kind: str, header: SparseHeader | None = None) -
 def _describe(
     path: str,
     descriptor: Descriptor,
-    files: tuple[OpenFile, ...],
+    files: tuple[StampedFile, ...],
     extents: tuple[ExtentInfo, ...],
     notes: tuple[str, ...],
 ) -> LinkInfo:

@@ -152,7 +152,7 @@ class PackedExtent(SparseExtent):
     ) -> None:
         """See ``SparseExtent``: a piece for each grain."""
         for place in self._places(sector, entries):
-            until = min(stop, sector - within + self._grain)
+            until = min(stop, sector - within + self.grain)
             offset = (place + self._base) << 9
             found.append(Piece(PACKED, sector, until - sector, self.fd, offset))
             sector, within = until, 0
@@ -177,7 +177,7 @@ class PackedExtent(SparseExtent):
 
     def _longest(self) -> int:
         """Return how many bytes a compressed grain can have: incompressible ones grow a little."""
-        return 2 * self._grain * 512
+        return 2 * self.grain * 512
 
     def _at(self, piece: Piece, offset: int, size: int) -> bytes:
         raw = bytearray(size)
@@ -195,8 +195,8 @@ class PackedExtent(SparseExtent):
     def _expand(self, packed: bytes, piece: Piece) -> bytes:
         """Return what *packed* expands to: at least what the disk has of the grain."""
         grain = (piece.sector - self.start) & ~self._grain_mask
-        wanted = min(self._grain, self.end - self.start - grain) << 9
-        whole = self._grain << 9
+        wanted = min(self.grain, self.end - self.start - grain) << 9
+        whole = self.grain << 9
         try:
             stream = isal_zlib.decompressobj()
             # One byte more than there can be shows a stream that does not end where it should.
