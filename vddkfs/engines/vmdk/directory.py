@@ -4,7 +4,8 @@ Nothing is read at open: pages of the directory and tables come when they are as
 of 62 TiB costs no more than a small one.
 
 Where a format keeps a redundant directory with tables of its own, that is used for each table that
-the primary directory does not lead to, or whose entries cannot be right.
+the primary directory does not lead to, or whose entries cannot be right. That is decided for a
+whole table, and for all who ask: readers by way of the cache or past it, and the map, see the same.
 """
 
 import os
@@ -43,6 +44,7 @@ class Directory:
         "_layout",
         "_link",
         "_spare_bytes",
+        "_spared",
         "_start",
         "_tell",
         "_width",
@@ -63,6 +65,7 @@ class Directory:
         self._link = link
         self._cache = cache
         self._keys = cache.new_keys()
+        self._spared: set[int] = set()
         self._tell: Callable[[str], None] | None = tell
         # Entries of 64 bits come with an area of tables, and name these by number.
         self._width = 8 if layout.tables_end else 4
@@ -80,7 +83,10 @@ class Directory:
         Raises WouldWait with *flags* if they are not in memory, EngineError if they are damaged.
         """
         if fresh:
-            return self._either(number, first, stop, flags, paged=False)
+            by_spare = self._decided(number, flags)
+            directory = self._spare_bytes if by_spare else self._directory_bytes
+            place = self._named_by(directory, number, flags)
+            return self._at(place, number, first, stop, flags)
         table = self.cached(number)
         if table is None:
             if flags:
@@ -93,6 +99,8 @@ class Directory:
 
         The hot path of readers past all caches.
         """
+        if self._layout.spare_directory and (number in self._spared or self.cached(number) is None):
+            return -1
         fd, raw = self._file.fd, bytearray(4)
         if os.preadv(fd, (raw,), self._directory_bytes + number * 4, flags) != 4:
             return -1
@@ -106,6 +114,7 @@ class Directory:
     def forget(self) -> None:
         """Forget all that was read."""
         self._keys = self._cache.new_keys()
+        self._spared.clear()
 
     def forget_table(self, number: int) -> None:
         """Forget table *number*, and what the directory says of it."""
@@ -133,6 +142,8 @@ class Directory:
 
     def table_at(self, place: int, number: int, first: int, stop: int) -> "array[int]":
         """Return entries of table *number*, which is at byte *place*. Past the cache."""
+        if self._layout.spare_directory:
+            return self._either(number, paged=False)[first:stop]
         return self._read(place + first * self._width, stop - first, number)
 
     def table_bytes(self) -> int:
@@ -152,7 +163,7 @@ class Directory:
     def _load(self, number: int) -> "array[int]":
         """Read table *number*, and the directory page that names it, into the cache."""
         keys = self._keys
-        table = self._either(number, 0, self._length(number), 0, paged=True)
+        table = self._either(number, paged=True)
         if not any(table):
             table = self._empty
         self._cache.put(keys + number, table)
@@ -163,38 +174,51 @@ class Directory:
         layout = self._layout
         return min(layout.entries, layout.grains - number * layout.entries)
 
-    def _either(self, number: int, first: int, stop: int, flags: int, paged: bool) -> "array[int]":
-        """Return entries by the primary directory, or if that is damaged by the redundant one."""
+    def _decided(self, number: int, flags: int) -> bool:
+        """Say whether table *number* is read by the redundant directory."""
+        if not self._layout.spare_directory:
+            return False
+        if number not in self._spared and self.cached(number) is None:
+            if flags:
+                raise WouldWait
+            self._load(number)
+        return number in self._spared
+
+    def _either(self, number: int, *, paged: bool) -> "array[int]":
+        """Return table *number* by the primary directory, or if that is damaged by the other."""
         problem: EngineError
-        found = self._empty[:0]
+        found, stop = self._empty[:0], self._length(number)
         try:
             if paged:
                 place = self._place(self._paged(number), number)
             else:
-                place = self._named_by(self._directory_bytes, number, flags)
-            found = self._at(place, number, first, stop, flags)
+                place = self._named_by(self._directory_bytes, number, 0)
+            found = self._at(place, number, 0, stop, 0)
             if not self._layout.spare_directory or self._can_be(found):
+                self._spared.discard(number)
                 return found
             problem = self.damage(self._sector(number), "its grain table has impossible entries")
         except EngineError as error:
             problem = error
         try:
-            spare = self._spare(number, first, stop, flags)
+            spare = self._spare(number, stop)
         except EngineError:
             spare = None
         if spare is not None and self._can_be(spare):
+            self._spared.add(number)
             self._say(problem)
             return spare
+        self._spared.discard(number)
         if found:
             # Only some of its entries are wrong: whoever reads one of these meets the error.
             return found
         raise problem
 
-    def _spare(self, number: int, first: int, stop: int, flags: int) -> "array[int] | None":
+    def _spare(self, number: int, stop: int) -> "array[int] | None":
         if not self._layout.spare_directory:
             return None
-        place = self._named_by(self._spare_bytes, number, flags)
-        return self._at(place, number, first, stop, flags)
+        place = self._named_by(self._spare_bytes, number, 0)
+        return self._at(place, number, 0, stop, 0)
 
     def _checked(self, entry: int, number: int) -> int:
         """Return the byte of table *number* whose directory entry is *entry*; see ``places``."""
