@@ -7,6 +7,7 @@ Nothing stays open.
 
 import os
 import re
+from collections.abc import Iterator
 
 import msgspec
 
@@ -132,28 +133,38 @@ class _Folder:
 
     def scan(self) -> None:
         """Read every file's descriptor. Raises if the folder itself cannot be listed."""
-        for name in list_folder(self.path):
-            path = os.path.join(self.path, name)
-            if _NOT_AS_IT_IS.search(name) and self.is_archive:
+        paths = [os.path.join(self.path, name) for name in list_folder(self.path)]
+        for path in paths:
+            if _NOT_AS_IT_IS.search(path) and self.is_archive:
                 self.errors[path] = UnsupportedFormat(
                     f"{printable(path)}: is stored compressed or in pieces",
                     advice="unpack the archive, then the disk, and name that",
                 )
-                continue
-            if not _SUFFIX.search(name) or _TRACKING_FILE.search(name) or os.path.isdir(path):
-                continue
-            try:
-                file = open_file(path)
-            except VddkfsError as error:
-                self.errors[path] = error
-                continue
-            try:
-                self._add(file)
-            except VddkfsError as error:
-                self.errors[path] = error
-            finally:
-                file.close()
+        paths = [path for path in paths if _SUFFIX.search(path) and not _TRACKING_FILE.search(path)]
+        for path in paths:
+            if not is_extent_name(path):
+                self._look(path)
+        # Of thousands of extents that are named as such only those that nobody owns are looked at.
+        owned = {path for _, names in self._owners() for path in names}
+        for path in paths:
+            if is_extent_name(path) and path not in owned:
+                self._look(path)
         self._drop_extents()
+
+    def _look(self, path: str) -> None:
+        if os.path.isdir(path):
+            return
+        try:
+            file = open_file(path)
+        except VddkfsError as error:
+            self.errors[path] = error
+            return
+        try:
+            self._add(file)
+        except VddkfsError as error:
+            self.errors[path] = error
+        finally:
+            file.close()
 
     def _add(self, file: OpenFile) -> None:
         identity = file.stamp.device, file.stamp.inode, file.stamp.offset
@@ -165,19 +176,24 @@ class _Folder:
         if header is not None:
             self._embedded.add(identity)
 
-    def _drop_extents(self) -> None:
-        """Forget the files that belong to a descriptor: they are no disks.
+    def _owners(self) -> Iterator[tuple[_FileId, list[str]]]:
+        """Yield the descriptors that own files, and the paths of these.
 
         Only a descriptor that is a file of its own owns others, so nothing that a guest wrote to
         the first sector of its flat disk can hide the disk's real descriptor.
         """
-        owned: set[_FileId] = set()
         for identity, (path, descriptor) in self.descriptors.items():
             if identity in self._embedded or is_extent_name(path):
                 continue
             names = [line.name for line in descriptor.extents if line.name]
             names.append(descriptor.settings.get("changetrackpath", ""))
-            owned |= {self.ids[p] for p in self._inside(path, names) if p in self.ids} - {identity}
+            yield identity, self._inside(path, names)
+
+    def _drop_extents(self) -> None:
+        """Forget the files that belong to a descriptor: they are no disks."""
+        owned: set[_FileId] = set()
+        for identity, paths in self._owners():
+            owned |= {self.ids[path] for path in paths if path in self.ids} - {identity}
         for path, identity in self.ids.items():
             if identity in owned:
                 self.descriptors.pop(identity, None)

@@ -6,6 +6,7 @@ names the file.
 """
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -179,11 +180,7 @@ def list_folder(path: str) -> list[str]:
     Raises SourceMissing, AccessDenied, DamagedSource.
     """
     if os.path.isfile(path):
-        file = open_file(path)
-        try:
-            return sorted({member.name for member in _members(file)})
-        finally:
-            file.close()
+        return sorted({member.name for member in _members(stamp_of(path), path)})
     try:
         return sorted(os.listdir(path))
     except OSError as error:
@@ -225,7 +222,7 @@ def _open_member(path: str, error: OSError) -> OpenFile:
     name = path[len(holder) + 1 :]
     archive = open_file(holder)
     try:
-        found = [member for member in _members(archive) if member.name == name]
+        found = [member for member in _members(archive.stamp, holder) if member.name == name]
         if not found:
             raise SourceMissing(
                 f"{printable(path)}: no file of that name is in the archive",
@@ -242,13 +239,24 @@ def _open_member(path: str, error: OSError) -> OpenFile:
     return OpenFile(path, archive.fd, stamp, member.size, member.offset, end, holder)
 
 
-def _members(archive: OpenFile) -> tuple[Member, ...]:
-    if not looks_like_archive(archive.head(BLOCK_BYTES)):
-        raise NotAVmdk(
-            f"{printable(archive.path)}: is neither a folder nor an archive",
-            advice="name a .vmdk, a .vmx, an .ova or a folder of VMDKs",
-        )
-    return read_members(archive.at, archive.size, printable(archive.path))
+@functools.lru_cache(maxsize=2)
+def _members(stamp: FileStamp, path: str) -> tuple[Member, ...]:
+    """Return what is in the archive *path*, which was like *stamp* a moment ago.
+
+    Remembered, because each file of it that is opened asks again.
+    """
+    archive = open_file(path)
+    try:
+        if archive.stamp != stamp:
+            raise StaleImage(f"{printable(path)}: written while it was opened", advice="try again")
+        if not looks_like_archive(archive.head(BLOCK_BYTES)):
+            raise NotAVmdk(
+                f"{printable(path)}: is neither a folder nor an archive",
+                advice="name a .vmdk, a .vmx, an .ova or a folder of VMDKs",
+            )
+        return read_members(archive.at, archive.size, printable(path))
+    finally:
+        archive.close()
 
 
 def _stamp(path: str, found: os.stat_result, size: int = -1) -> FileStamp:

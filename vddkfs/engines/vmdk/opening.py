@@ -99,7 +99,7 @@ class _Opening:
     def link(self) -> OpenLink:
         descriptor, header = read_descriptor(self._files[self._path])
         check_descriptor(descriptor, self._path)
-        many = len(descriptor.extents) > MANY_EXTENTS
+        many = len(descriptor.extents) > MANY_EXTENTS and not self._files[self._path].holder
         extents: list[Extent] = []
         infos: list[ExtentInfo] = []
         start = 0
