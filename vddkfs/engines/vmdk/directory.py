@@ -9,6 +9,7 @@ whole table, and for all who ask: readers by way of the cache or past it, and th
 """
 
 import os
+import threading
 from array import array
 from collections.abc import Callable
 
@@ -37,12 +38,14 @@ class Directory:
 
     __slots__ = (
         "_cache",
+        "_changes",
         "_directory_bytes",
         "_empty",
         "_file",
         "_keys",
         "_layout",
         "_link",
+        "_lock",
         "_spare_bytes",
         "_spared",
         "_start",
@@ -66,6 +69,8 @@ class Directory:
         self._cache = cache
         self._keys = cache.new_keys()
         self._spared: set[int] = set()
+        self._changes = 0
+        self._lock = threading.Lock()
         self._tell: Callable[[str], None] | None = tell
         # Entries of 64 bits come with an area of tables, and name these by number.
         self._width = 8 if layout.tables_end else 4
@@ -117,9 +122,14 @@ class Directory:
         self._spared.clear()
 
     def forget_table(self, number: int) -> None:
-        """Forget table *number*, and what the directory says of it."""
-        self._cache.drop(self._keys + _PAGE_KEYS + number - number % PAGE_ENTRIES)
-        self._cache.drop(self._keys + number)
+        """Forget table *number*, and what the directory says of it.
+
+        Whoever is reading either of these keeps it for himself.
+        """
+        with self._lock:
+            self._changes += 1
+            self._cache.drop(self._keys + _PAGE_KEYS + number - number % PAGE_ENTRIES)
+            self._cache.drop(self._keys + number)
 
     def places(self, number: int, stop: int) -> "array[int]":
         """Return where in the file the tables from *number* to *stop* are, in bytes.
@@ -160,13 +170,19 @@ class Directory:
             sector=sector,
         )
 
+    def _keep(self, key: int, table: "array[int]", changes: int) -> None:
+        """Store *table* unless one was changed since *changes* was looked at, before the read."""
+        with self._lock:
+            if changes == self._changes:
+                self._cache.put(key, table)
+
     def _load(self, number: int) -> "array[int]":
         """Read table *number*, and the directory page that names it, into the cache."""
-        keys = self._keys
+        keys, changes = self._keys, self._changes
         table = self._either(number, paged=True)
         if not any(table):
             table = self._empty
-        self._cache.put(keys + number, table)
+        self._keep(keys + number, table, changes)
         return table
 
     def _length(self, number: int) -> int:
@@ -254,12 +270,12 @@ class Directory:
     def _paged(self, number: int) -> int:
         """Return what the directory says of table *number*, by way of the cache."""
         first = number - number % PAGE_ENTRIES
-        keys = self._keys
+        keys, changes = self._keys, self._changes
         page = self._cache.get(keys + _PAGE_KEYS + first)
         if page is None:
             size = min(PAGE_ENTRIES, self._layout.tables - first)
             page = self._read(self._directory_bytes + first * self._width, size, number)
-            self._cache.put(keys + _PAGE_KEYS + first, page)
+            self._keep(keys + _PAGE_KEYS + first, page, changes)
         return page[number - first]
 
     def _named_by(self, directory_bytes: int, number: int, flags: int) -> int:

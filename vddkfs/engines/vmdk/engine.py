@@ -1,4 +1,6 @@
-"""The built-in engine: a chain of VMDKs, opened, read and mapped. See ``vddkfs.engines.base``.
+"""The built-in engine: a chain of VMDKs, opened, read, mapped, and written at its base.
+
+See ``vddkfs.engines.base``.
 
 A request is answered from the image's top link down: what a link has is read, what it does not have
 is asked of its parent, and what the base does not have is zeros. Reading and mapping share that
@@ -9,6 +11,7 @@ Threads: ``read`` changes nothing but the caches of tables and of expanded grain
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -29,6 +32,7 @@ from vddkfs.engines.vmdk.opening import Context, open_link
 from vddkfs.engines.vmdk.owners import DEEP, Owners
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES
 from vddkfs.engines.vmdk.text import printable
+from vddkfs.engines.vmdk.writing import BaseWriter
 from vddkfs.errors import DamagedSource, EngineError
 
 _NOWAIT: Final = os.RWF_NOWAIT
@@ -59,6 +63,8 @@ class VmdkEngine:
         self._context = Context(Trust(follow_any, raw_devices), table_cache_bytes)
         self._links: list[OpenLink] = []
         self._may_try_nowait = True
+        self._writer: BaseWriter | None = None
+        self._writer_lock = threading.Lock()
         try:
             for path in paths:
                 self._links.append(self._open(path))
@@ -115,6 +121,26 @@ class VmdkEngine:
         except OSError:
             pass  # met again below, where the error gets its place
         self._compose(image, sector, into, direct, 0)
+
+    def write(self, sector: int, data: memoryview) -> None:
+        """Write *data*, whole sectors, to the base from *sector* on: to image 0, and all above it.
+
+        Any thread, several at once, and beside reads. Raises what ``BaseWriter`` raises.
+        """
+        self._base_writer().write(sector, data)
+
+    def flush(self) -> None:
+        """Return when all that was written is on the disk. Raises EngineError if data was lost."""
+        with self._writer_lock:
+            writer = self._writer
+        if writer is not None:
+            writer.flush()
+
+    def _base_writer(self) -> BaseWriter:
+        with self._writer_lock:
+            if self._writer is None:
+                self._writer = BaseWriter(self._links[0])
+            return self._writer
 
     def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
         """Return the allocation of [*sector*, *sector* + *count*); see ``Engine``.
@@ -193,16 +219,22 @@ class VmdkEngine:
         if change := old.info.identity.change_to(found, last):
             fresh.close()
             return found, f"it is not what was opened: {change}"
+        if index == 0 and self._writer is not None:
+            self._writer.follow(fresh)
         self._links[index] = fresh
         self._owners.forget(index)
         old.close()
         return found, "its files are opened again"
 
     def close(self) -> None:
-        """Close every file."""
-        for link in self._links:
-            link.close()
-        self._links.clear()
+        """Flush what was written, and close every file. Raises EngineError if data was lost."""
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            for link in self._links:
+                link.close()
+            self._links.clear()
 
     def _open(self, path: str) -> OpenLink:
         return open_link(path, self._context)
