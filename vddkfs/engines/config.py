@@ -9,7 +9,8 @@ class VmdkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
     """The built-in engine on *links* (absolute paths, base first).
 
     Paths are bytes, because a file's name need not be UTF-8. *follow_any* lets a link name files
-    outside its folder, *raw_devices* devices of this machine. Image ``n`` is the view composed of links 0 to ``n``.
+    outside its folder, *raw_devices* devices of this machine. Image ``n`` is the view composed of
+    links 0 to ``n``.
     """
 
     links: tuple[bytes, ...]

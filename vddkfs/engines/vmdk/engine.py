@@ -32,7 +32,7 @@ from vddkfs.engines.vmdk.opening import Context, open_link
 from vddkfs.engines.vmdk.owners import DEEP, Owners
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES
 from vddkfs.engines.vmdk.text import printable
-from vddkfs.engines.vmdk.writing import BaseWriter
+from vddkfs.engines.vmdk.write import BaseWriter
 from vddkfs.errors import DamagedSource, EngineError
 
 _NOWAIT: Final = os.RWF_NOWAIT

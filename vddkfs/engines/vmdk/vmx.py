@@ -43,7 +43,9 @@ def parse_vmx(raw: bytes, path: str) -> tuple[VmxDisk, ...]:
         if found is not None:
             settings.setdefault(*found)
     if not settings or b"\0" in raw:
-        raise NotAVmdk(f"{path}: not a .vmx", advice="name a .vmdk, a .vmx, an .ova or a folder of VMDKs")
+        raise NotAVmdk(
+            f"{path}: not a .vmx", advice="name a .vmdk, a .vmx, an .ova or a folder of VMDKs"
+        )
     if any(key.startswith("encryption.") for key in settings):
         raise UnsupportedFormat(
             f"{path}: the VM is encrypted", advice="read it through VDDK, or decrypt the VM first"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vddkfs.engines.vmdk import VmdkEngine
-from vddkfs.engines.vmdk.writing import BaseWriter
+from vddkfs.engines.vmdk.write import BaseWriter
 from vddkfs.errors import EngineError
 
 Open = Callable[..., tuple[VmdkEngine, BaseWriter]]

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from vddkfs.engines.vmdk import VmdkEngine
-from vddkfs.engines.vmdk.writable import WritableFile
-from vddkfs.engines.vmdk.writing import BaseWriter
+from vddkfs.engines.vmdk.write import BaseWriter
+from vddkfs.engines.vmdk.write.writable import WritableFile
 from vddkfs.errors import EngineError
 
 GRAIN = 8

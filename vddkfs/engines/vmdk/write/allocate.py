@@ -25,10 +25,10 @@ from contextlib import suppress
 import msgspec
 
 from vddkfs.engines.vmdk.layout import Layout
-from vddkfs.engines.vmdk.places import TABLE_SECTORS, Part, Places, Tables
 from vddkfs.engines.vmdk.sparse import ENTRIES_PER_TABLE
 from vddkfs.engines.vmdk.text import printable
-from vddkfs.engines.vmdk.writable import WritableFile
+from vddkfs.engines.vmdk.write.places import TABLE_SECTORS, Part, Places, Tables
+from vddkfs.engines.vmdk.write.writable import WritableFile
 from vddkfs.errors import EngineError
 
 _UNCLEAN_BYTE = 72

@@ -17,7 +17,7 @@ from vddkfs.engines.vmdk.layout import Layout
 from vddkfs.engines.vmdk.sparse import ENTRIES_PER_TABLE, ZERO_ENTRY
 from vddkfs.engines.vmdk.tables import to_entries
 from vddkfs.engines.vmdk.text import printable
-from vddkfs.engines.vmdk.writable import WritableFile
+from vddkfs.engines.vmdk.write.writable import WritableFile
 from vddkfs.errors import EngineError
 
 TABLE_SECTORS = ENTRIES_PER_TABLE * 4 // 512

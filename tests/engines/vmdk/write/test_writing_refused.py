@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from tests.engines.vmdk.makers_stream import write_ova
-from tests.engines.vmdk.writers import (
+from tests.engines.vmdk.write.writers import (
     GRAIN,
     UNCLEAN,
     Disk,
@@ -23,7 +23,7 @@ from tests.engines.vmdk.writers import (
     patch_file,
 )
 from vddkfs.engines.vmdk import VmdkEngine
-from vddkfs.engines.vmdk.writing import BaseWriter
+from vddkfs.engines.vmdk.write import BaseWriter
 from vddkfs.errors import EngineError, VddkfsError
 
 Read = Callable[..., bytes]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engines.vmdk.writers import (
+from tests.engines.vmdk.write.writers import (
     GRAIN,
     UNCLEAN,
     Disk,
@@ -20,7 +20,7 @@ from tests.engines.vmdk.writers import (
     qemu_check,
 )
 from vddkfs.engines.vmdk import VmdkEngine
-from vddkfs.engines.vmdk.writing import BaseWriter
+from vddkfs.engines.vmdk.write import BaseWriter
 from vddkfs.errors import EngineError
 
 Read = Callable[..., bytes]

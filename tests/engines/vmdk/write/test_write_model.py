@@ -21,9 +21,9 @@ from hypothesis.stateful import (
 
 from tests.engines.vmdk.makers import Extent, Flat, Grains, Hosted, Mark
 from tests.engines.vmdk.makers_chain import Link, paint_chain, write_chain
-from tests.engines.vmdk.writers import Disk
+from tests.engines.vmdk.write.writers import Disk
 from vddkfs.engines.vmdk import VmdkEngine
-from vddkfs.engines.vmdk.writing import BaseWriter
+from vddkfs.engines.vmdk.write import BaseWriter
 
 CAPACITIES = (1, 7, 8, 9, 130, 511 * 8, 512 * 8 + 3, 1030 * 8 + 5)
 SIZES = (1, 1, 2, 7, 8, 9, 64, 100, 700)

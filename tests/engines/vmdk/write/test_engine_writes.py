@@ -13,7 +13,7 @@ import pytest
 
 from vddkfs.engines.vmdk import VmdkEngine
 from vddkfs.engines.vmdk.directory import Directory
-from vddkfs.engines.vmdk.writing import BaseWriter
+from vddkfs.engines.vmdk.write import BaseWriter
 from vddkfs.errors import EngineError
 
 Read = Callable[..., bytes]

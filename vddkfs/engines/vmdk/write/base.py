@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import Protocol
 
 from vddkfs.engines.base import ExtentInfo, LinkInfo
-from vddkfs.engines.vmdk.allocate import SparseWriter
 from vddkfs.engines.vmdk.descriptor import NO_PARENT
 from vddkfs.engines.vmdk.extents import Extent
 from vddkfs.engines.vmdk.formats import FLAT_KINDS, SPARSE, ZEROS
@@ -25,7 +24,8 @@ from vddkfs.engines.vmdk.grains import SparseExtent
 from vddkfs.engines.vmdk.link import OpenLink
 from vddkfs.engines.vmdk.sparse import HEADER_BYTES, MAGIC, layout_of, parse_header
 from vddkfs.engines.vmdk.text import printable
-from vddkfs.engines.vmdk.writable import Loss, WritableFile, open_writable, refusal
+from vddkfs.engines.vmdk.write.allocate import SparseWriter
+from vddkfs.engines.vmdk.write.writable import Loss, WritableFile, open_writable, refusal
 from vddkfs.errors import EngineError, VddkfsError
 
 _FLAT_TYPES = frozenset(("monolithicflat", "vmfs", "twogbmaxextentflat"))
