@@ -41,8 +41,8 @@ _OWN: Final = ("hung", "wide")
 DESCRIPTION: Final = """\
 Measure vddkfs against qemu-storage-daemon, nbdfuse and a stub, and hold the figures against the
 goals. Every round goes through all systems, one after the other; the first round only warms up.
-README.md in this folder tells how to read the figures. `run remote` measures disks of a server;
-`run remote --help` tells more.
+README.md in this folder tells how to read the figures. `run formats` measures all formats,
+`run remote` disks of a server; `run formats --help` and `run remote --help` tell more.
 """
 ROOT: Final = Path(__file__).resolve().parents[2]
 

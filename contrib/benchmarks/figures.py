@@ -1,25 +1,15 @@
 """What is measured: the metrics, the values of each round, and the issue's goals."""
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from benchmarks.formats_metrics import FORMATS_METRICS
+from benchmarks.metric import Metric
 
 MIB: Final = 1024 * 1024
 REMOTE_DEPTHS: Final = (1, 16, 64)
 """Reads at once of a remote disk."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One thing that is measured. *more_is_better* decides how a ratio to a peer reads."""
-
-    work: str
-    title: str
-    unit: str
-    more_is_better: bool = False
-    combine: Callable[[list[float]], float] = statistics.median
-    """How the rounds become one figure."""
 
 
 def _metrics(disk: str, words: str) -> dict[str, Metric]:
@@ -71,6 +61,7 @@ def _remote(profile: str) -> dict[str, Metric]:
 
 
 METRICS: Final = {
+    **FORMATS_METRICS,
     **_metrics("base", "base"),
     "base.cached": Metric("cached", "base: 4 KiB buffered, each block once", "IOPS", True),
     **_metrics("chain", "chain of five"),

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import METRICS, Figures
+from benchmarks.formats_metrics import TITLES as FORMATS_TITLES
 
 TITLES: Final = {
     "sequential": "Sequential buffered read of the whole file",
@@ -24,6 +25,7 @@ TITLES: Final = {
     "remote-files": "Small files of a guest on a remote disk, profile lan",
     "remote-loss": "Remote disk: a worker is killed, profile instant",
     "remote-many": "40 mounts of 2 disks, 50 sessions",
+    **FORMATS_TITLES,
 }
 _NOISY: Final = 0.1
 """A spread of the rounds above this share of the figure is shown."""
