@@ -45,7 +45,8 @@ def chain_mount(this: Round) -> None:
     """Buffered 4 KiB reads of a whole disk at random, each block once; microseconds of one.
 
     The disk was read before in blocks of 64 KiB, and the kernel made to forget it. What vddkfs was
-    mounted with keeps nothing, so that each read reaches its engine; its counters are checked.
+    mounted with keeps a small part of the disk only, so that nearly each read reaches its engine,
+    whose tables are warm; the counters are checked.
     """
     served = this.served
     length = served.material.capacity
