@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from vddkfs import __version__
-from vddkfs.commands import cleanup, doctor, info, invalidate, mount, status, umount
+from vddkfs.commands import check, cleanup, doctor, info, invalidate, mount, status, umount
 from vddkfs.errors import ALL_ERRORS, EXIT_BUG, EXIT_OK, UsageError, VddkfsError
 
 COMMANDS: Final = {
     "mount": mount,
     "umount": umount,
     "info": info,
+    "check": check,
     "status": status,
     "invalidate": invalidate,
     "doctor": doctor,

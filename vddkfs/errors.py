@@ -194,6 +194,12 @@ class OldContentLeft(VddkfsError):
     exit_code = 42
 
 
+class DamageFound(VddkfsError):
+    """check found damage"""
+
+    exit_code = 43
+
+
 ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     UsageError,
     OldAbove,
@@ -214,4 +220,5 @@ ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     ChecksFailed,
     LeftBehind,
     OldContentLeft,
+    DamageFound,
 )
