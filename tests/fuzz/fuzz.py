@@ -12,6 +12,7 @@ with atheris.instrument_imports(include=["vddkfs.engines.vmdk"]):
     from tests.fuzz.targets import TARGETS
 
 from tests.fuzz import mutate
+from tests.fuzz.seeds import FOLDERS
 
 
 def _folder(raw: bytes, max_size: int, seed: int) -> bytes:
@@ -49,13 +50,14 @@ MUTATORS = {
     "archive": _archive,
     "vmx": _text,
     "folder": _folder,
+    "check": _folder,
 }
 
 
 def main() -> None:
     """Run the target that the first argument names; libFuzzer ends the process."""
     name = sys.argv.pop(1)
-    more = {"custom_crossover": _cross} if name == "folder" else {}
+    more = {"custom_crossover": _cross} if name in FOLDERS else {}
     atheris.Setup(
         sys.argv, TARGETS[name], custom_mutator=MUTATORS[name], internal_libfuzzer=True, **more
     )

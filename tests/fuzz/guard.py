@@ -122,10 +122,10 @@ def _open_files() -> int:
 
 
 @contextmanager
-def _bounded_memory() -> Iterator[None]:
+def _bounded_memory(growth: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm", "rb") as file:
-        limit = int(file.read().split()[0]) * _PAGE + MAX_GROWTH
+        limit = int(file.read().split()[0]) * _PAGE + growth
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
@@ -136,12 +136,12 @@ def _bounded_memory() -> Iterator[None]:
 
 
 @contextmanager
-def watched(folder: str = "/nowhere") -> Iterator[None]:
+def watched(folder: str = "/nowhere", growth: int = MAX_GROWTH) -> Iterator[None]:
     """Watch the block; swallow an expected error. Raises what the promises forbid."""
     _watch.hook()
     before = _open_files()
     began = time.process_time()
-    with _bounded_memory():
+    with _bounded_memory(growth):
         _watch.begin(folder)
         os.pread, os.preadv = _checked_pread, _checked_preadv  # type: ignore[assignment]
         try:

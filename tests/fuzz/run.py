@@ -14,7 +14,7 @@ from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARE = {"folder": 4.0}
+SHARE = {"folder": 4.0, "check": 2.0}
 """How much more time a target gets than the others."""
 
 _EXECUTED = re.compile(r"^stat::number_of_executed_units:\s*(\d+)", re.M)

@@ -7,6 +7,8 @@ from tests.fuzz.cases import NAMES, Case, Piece
 from tests.fuzz.folders import MAKERS
 
 SEEDS_EACH = 6
+FOLDERS = ("folder", "check")
+"""The targets whose inputs are whole folders."""
 
 _MAGICS = (b"KDMV", b"COWD", (0xCAFEBABE).to_bytes(8, "little"))
 
@@ -22,7 +24,7 @@ def seeds(target: str) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) for *target*."""
     seen: set[bytes] = set()
     for name, case in folder_cases():
-        raw = case.pack() if target == "folder" else _part(target, case)
+        raw = case.pack() if target in FOLDERS else _part(target, case)
         if raw and raw not in seen:
             seen.add(raw)
             yield name, raw

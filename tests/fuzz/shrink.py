@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.fuzz.cases import ENTRIES, NAMES, Case, unpack
 from tests.fuzz.guard import Finding
+from tests.fuzz.seeds import FOLDERS
 from tests.fuzz.targets import TARGETS, clean_up
 
 SECONDS = 20
@@ -97,11 +98,11 @@ def main() -> int:
     if "_too_long" in said:
         print(f"{path}: takes more than {SECONDS} s")
         return 1
-    small = shrink(raw, fails) if name == "folder" else shrink_bytes(raw, fails)
+    small = shrink(raw, fails) if name in FOLDERS else shrink_bytes(raw, fails)
     if fails(small):
         path.write_bytes(small)
     print(f"{path}: {len(raw)} bytes became {len(small)}")
-    if name == "folder":
+    if name in FOLDERS:
         case = unpack(small)
         print(f"opens {ENTRIES[case.entry] or 'the folder'}")
         for piece in case.pieces:

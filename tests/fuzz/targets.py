@@ -16,6 +16,8 @@ from tests.fuzz.guard import Finding, check_error, reads_inside, watched
 from vddkfs.engines.base import MapExtent
 from vddkfs.engines.vmdk import Chain, VmdkEngine, cowd, discover, sesparse, sparse
 from vddkfs.engines.vmdk.archive import looks_like_archive, read_members
+from vddkfs.engines.vmdk.check import Finding as VmdkFinding
+from vddkfs.engines.vmdk.check import check_source
 from vddkfs.engines.vmdk.descriptor import MAX_CAPACITY, parse_descriptor
 from vddkfs.engines.vmdk.layout import Layout
 from vddkfs.engines.vmdk.vmx import parse_vmx
@@ -30,6 +32,9 @@ MAX_ARCHIVE_READ = 128 << 10
 
 MAX_ARCHIVE = 1 << 20
 """Longer archives are not looked at in memory."""
+
+CHECK_GROWTH = 160 << 20
+"""Bytes of address space: marks of what is used are kept for windows of 64 MiB."""
 
 MAX_CHAINS = 2
 MAX_SLICES = 3
@@ -112,12 +117,27 @@ def folder(raw: bytes) -> None:
             _look_at(chain, case)
 
 
+def check(raw: bytes) -> None:
+    """``vddkfs check`` of the case that the bytes mean."""
+    case = unpack(raw)
+    scratch = _scratch()
+    try:
+        source = case.write(scratch)
+    except OSError:
+        return  # no such file can be
+    with watched(scratch, CHECK_GROWTH):
+        for event in check_source(source):
+            if isinstance(event, VmdkFinding) and not event.what.isprintable():
+                raise Finding(f"a line of {event.what!r}")
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "descriptor": descriptor,
     "header": header,
     "archive": archive,
     "vmx": vmx,
     "folder": folder,
+    "check": check,
 }
 
 _folders: dict[int, str] = {}

@@ -95,6 +95,7 @@ class DeferredExtent:
     """
 
     grain = 0
+    holder = ""
     __slots__ = (
         "_file",
         "_opener",
@@ -177,6 +178,10 @@ class DeferredExtent:
         file, self._file, self.real, self.fd = self._file, None, None, -1
         if file is not None:
             file.close()
+
+    def was_written(self) -> bool:
+        """See ``OpenFile``."""
+        return self._file is not None and self._file.was_written()
 
     def stamp_now(self) -> FileStamp:
         """Return the stamp of the file as it is now. Raises as ``OpenFile.stamp_now``."""

@@ -30,6 +30,7 @@ COPY_ADVICE = "copy the file again from its source, or restore it"
 """What to do about a damaged file."""
 
 _EXTENT = re.compile(r"[ \t]*(RW|RDONLY|NOACCESS)[ \t]+(\S+)[ \t]+([A-Za-z0-9]+)(.*)", re.I)
+_ACCESS = re.compile(r"[ \t]*(RW|RO|RDONLY|NOACCESS)(?![A-Za-z_.])", re.I)
 _NAME_THEN_OFFSET = re.compile(r"[ \t]+\"(.*)\"(?:[ \t]+(\d{1,18}))?[ \t]*")
 _NAME_THEN_MORE = re.compile(r"[ \t]+\"([^\"]*)\"(?:[ \t]+(\d{1,18}))?(?:[ \t].*)?")
 _CID = re.compile(r"(?:0x)?([0-9a-f]{1,8})", re.I)
@@ -112,6 +113,9 @@ def parse_descriptor(raw: bytes, path: str) -> Descriptor:
                 ddb.setdefault(key.removeprefix("ddb."), value)
             else:
                 settings.setdefault(key, value)
+        elif _ACCESS.match(line):
+            # Passed over, it would leave the extents behind it at the wrong places.
+            raise _damaged(path, f"{printable(line.strip())[:120]!r} is no whole extent line")
     version = _version(settings, path)
     hint = settings.get("parentfilenamehint", "")
     draft = Descriptor(version, "", "", "", hint, tuple(extents), ddb, settings)

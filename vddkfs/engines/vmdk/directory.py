@@ -257,7 +257,10 @@ class Directory:
     def _say(self, problem: EngineError) -> None:
         tell, self._tell = self._tell, None
         if tell is not None:
-            tell(f"{problem.message}; the redundant grain directory is used, see `vddkfs check`")
+            tell(
+                f"{printable(self._file.path)}: the grain table for sector {problem.sector} is "
+                "damaged; the redundant grain directory is used, see `vddkfs check`"
+            )
 
     def _can_be(self, entries: "array[int]") -> bool:
         """Say whether all 32-bit *entries* can be right: zero, or a place in the file."""

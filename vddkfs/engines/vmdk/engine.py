@@ -72,6 +72,7 @@ class VmdkEngine:
             self.close()
             raise
         self._last = len(self._links) - 1
+        self._in_archive = any(link.in_archive for link in self._links)
         self._owners = Owners(self._links, self._context.tables)
 
     def identities(self) -> Sequence[LinkIdentity]:
@@ -87,8 +88,8 @@ class VmdkEngine:
         """
         if not self._may_try_nowait:
             return False
-        if self._context.shelf.in_use:
-            # Waiting for others is no way to do without waiting.
+        if self._context.shelf.in_use or self._in_archive:
+            # Waiting for others, or for a stat, is no way to do without waiting.
             return False
         try:
             if self._read_one_place(image, sector, count, into, direct, _NOWAIT):
@@ -105,14 +106,20 @@ class VmdkEngine:
     def read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
         """Fill *into* with *count* sectors of *image* from *sector*.
 
-        Raises EngineError, naming link and sector, if one of them cannot be read.
+        Raises EngineError, naming link and sector, if one of them cannot be read, and StaleImage if
+        it is in an archive that was written.
         """
-        shelf = self._context.shelf
-        if shelf.in_use:
-            with shelf.reading():
+        try:
+            if self._context.shelf.in_use:
+                with self._context.shelf.reading():
+                    self._read(image, sector, count, into, direct)
+            else:
                 self._read(image, sector, count, into, direct)
-        else:
-            self._read(image, sector, count, into, direct)
+        finally:
+            # Of an archive that was written both content and errors may be of another file.
+            if self._in_archive:
+                for link in self._links[: image + 1]:
+                    link.check_holders()
 
     def _read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
         try:

@@ -86,6 +86,16 @@ class OpenFile(msgspec.Struct, frozen=True):
             raise failure(self.path, error) from error
         return bytes(parts)
 
+    def was_written(self) -> bool:
+        """Say whether the open file, or the archive that it is in, was written since.
+
+        By its mtime alone: its ctime moves as well when it is renamed, or gets another name.
+        """
+        try:
+            return os.fstat(self.fd).st_mtime_ns != self.stamp.mtime_ns
+        except OSError:
+            return True
+
     def stamp_now(self) -> FileStamp:
         """Return the stamp of the open file as it is now.
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from vddkfs.engines.base import FileStamp, LinkIdentity, LinkInfo
 from vddkfs.engines.vmdk.extents import Extent, Piece
+from vddkfs.errors import StaleImage
 
 
 class StampedFile(Protocol):
@@ -19,6 +20,13 @@ class StampedFile(Protocol):
     @property
     def stamp(self) -> FileStamp:
         """What it was when the link was opened."""
+
+    @property
+    def holder(self) -> str:
+        """The archive that it is in, or ""."""
+
+    def was_written(self) -> bool:
+        """Say whether what is open of it was written since the link was opened."""
 
     def stamp_now(self) -> FileStamp:
         """Return what it is now. Raises StaleImage, SourceMissing, AccessDenied."""
@@ -38,6 +46,8 @@ class OpenLink:
         self.capacity = info.capacity
         self.extents = extents
         self._files = files
+        self._held = [file for file in files if file.holder]
+        self.in_archive = bool(self._held)
         self._starts = [extent.start for extent in extents]
 
     def extent_at(self, sector: int) -> Extent:
@@ -78,6 +88,15 @@ class OpenLink:
         stamps = tuple(file.stamp_now() for file in self._files)
         was = self.info.identity
         return LinkIdentity(was.path, was.content_id, was.capacity, stamps, problem)
+
+    def check_holders(self) -> None:
+        """Raise StaleImage if an archive that files of the link are in has been written.
+
+        What was a part of one file may be a part of another by then.
+        """
+        for file in self._held:
+            if file.was_written():
+                raise StaleImage(f"{file.stamp.path}: the archive was written since it was opened")
 
     def close(self) -> None:
         """Close the link's files."""

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from vddkfs.engines.base import ExtentInfo, LinkIdentity, LinkInfo
 from vddkfs.engines.vmdk import cowd, sesparse, sparse
@@ -54,7 +55,7 @@ def say(line: str) -> None:
 class Context:
     """What the links of a chain share: memory for tables and grains, what files may name, a voice.
 
-    *tell* gets a line for each link that can be read only by its redundant directory. *shelf* holds
+    *tell* gets a line for each file that can be read only by its redundant directory. *shelf* holds
     what is open of links with very many extents.
     """
 
@@ -67,8 +68,15 @@ class Context:
         self.trust = trust
         self.tables = TableCache(table_cache_bytes)
         self.grains = GrainCache()
-        self.tell = tell
         self.shelf = Shelf()
+        self._say = tell
+        self._told: set[str] = set()
+
+    def tell(self, path: str, line: str) -> None:
+        """Tell *line* of the file *path*, of which nothing was told before."""
+        if path not in self._told:
+            self._told.add(path)
+            self._say(line)
 
 
 def open_link(path: str, context: Context) -> OpenLink:
@@ -229,7 +237,7 @@ class _Opening:
         return layout
 
     def _grain_extent(self, file: OpenFile, layout: Layout, line: ExtentLine, start: int) -> Extent:
-        tables, tell = self._context.tables, self._context.tell
+        tables, tell = self._context.tables, partial(self._context.tell, file.path)
         if layout.packed:
             grains = self._context.grains
             return PackedExtent(file, layout, start, line.sectors, self._path, tables, grains, tell)

@@ -181,15 +181,22 @@ class PackedExtent(SparseExtent):
 
     def _at(self, piece: Piece, offset: int, size: int) -> bytes:
         raw = bytearray(size)
-        read_exactly(
-            self.fd,
-            memoryview(raw),
-            offset,
-            path=self.path,
-            link=self._link,
-            sector=piece.sector,
-            limit=self.limit,
-        )
+        try:
+            read_exactly(
+                self.fd,
+                memoryview(raw),
+                offset,
+                path=self.path,
+                link=self._link,
+                sector=piece.sector,
+                limit=self.limit,
+            )
+        except EngineError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            # How many bytes of it are there says nothing about sectors.
+            what = f"its compressed grain at byte {piece.offset} goes on behind the file's end"
+            raise self._directory.damage(piece.sector, what) from error
         return bytes(raw)
 
     def _expand(self, packed: bytes, piece: Piece) -> bytes:
