@@ -15,6 +15,7 @@ import ctypes
 import math
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -65,6 +66,9 @@ def make_engine(config: EngineConfig, secret: int) -> AsyncEngine:
         return VddkEngine(config, secret)
     from vddkfs.engines.vmdk.engine import VmdkEngine
 
+    # A disk in pieces of 2 GiB has a file for each, and nothing here waits with select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return PooledEngine(
         VmdkEngine(
             [os.fsdecode(path) for path in config.links],

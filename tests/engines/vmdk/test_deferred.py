@@ -83,8 +83,6 @@ def test_all_of_it_is_read_with_few_open(
     holes = [(start, count) for start, count, data in full_map(engine) if not data]
     assert (8, 48) in holes
     assert open_files(split.folder) <= MOST
-    buffer = bytearray(512)
-    assert not engine.read_nowait(0, 0, 1, memoryview(buffer), False)
     engine.close()
     assert open_files(split.folder) == 0
 
@@ -164,3 +162,48 @@ def test_the_trap(
     for sector in range(0, EXTENTS * PER, 50):
         read(engine, sector, min(50, EXTENTS * PER - sector))
     assert open_files(split.folder) == 30
+
+
+def test_what_is_open_is_answered_without_waiting(
+    split: Split, opened: Callable[..., VmdkEngine], read: Read, nowait: Callable[..., bytes | None]
+) -> None:
+    engine = opened(split.path)
+    assert nowait(engine, 0, 8) is None, "it would have to be opened"
+    read(engine, 0, 8)
+    assert nowait(engine, 0, 8) == split.content[:4096]
+
+
+def test_a_close_that_fails_stops_nobody(
+    split: Split, opened: Callable[..., VmdkEngine], read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(split.path)
+    plain = os.close
+
+    def failing(fd: int) -> None:
+        plain(fd)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "close", failing)
+    for sector in range(0, EXTENTS * PER, 50):
+        count = min(50, EXTENTS * PER - sector)
+        assert read(engine, sector, count) == split.content[sector * 512 :][: count * 512]
+
+
+def test_the_bound_is_one_of_all_links(
+    split: Split, make: Any, opened: Callable[..., VmdkEngine], read: Read
+) -> None:
+    """Links with a few extents each are deferred as well where all of them have too many."""
+    data = bytes(512)
+    for number in range(5):
+        name = f"x-f9{number}.vmdk"
+        (split.folder / name).write_bytes(data)
+        lines = [f'RW 1 FLAT "{name}" 0'] * 3
+        parent = "12345678" if number else "ffffffff"
+        hint = f"link{number - 1}.vmdk" if number else ""
+        leaf = make.text(
+            f"link{number}.vmdk", lines, kind="twoGbMaxExtentFlat", parent=parent, hint=hint
+        )
+    engine = opened(leaf)
+    kinds = [type(link.extents[0]).__name__ for link in engine._links]
+    assert kinds == ["FlatExtent"] * 2 + ["DeferredExtent"] * 3
+    assert read(engine, 0, 3) == bytes(1536)

@@ -70,7 +70,7 @@ def test_every_image_at_every_place(make: Any, read: Read, seed: int, links: int
         for image in range(links):
             content = chain.images[image]
             capacity = len(content) // 512
-            for turn in range(60):
+            for turn in range(90):
                 count = draw.choice([1, 8, 8, 8, 9, 128])
                 # The same few regions again and again, at places of all kinds.
                 sector = draw.randrange(max(1, capacity - count))
@@ -87,7 +87,7 @@ def test_every_image_at_every_place(make: Any, read: Read, seed: int, links: int
 
 
 def warm(engine: VmdkEngine, read: Read, image: int) -> None:
-    for _ in range(20):
+    for _ in range(40):
         read(engine, 8, 8, image=image)
 
 
@@ -113,8 +113,8 @@ def test_a_long_chain_is_walked_a_few_times_only(
 
     monkeypatch.setattr(Owners, "top", top)
     warm(engine, read, 7)
-    assert asked[:8] == [7] * 8
-    assert set(asked[9:]) == {0}, "the base is asked at once"
+    assert asked[:16] == [7] * 16
+    assert set(asked[17:]) == {0}, "the base is asked at once"
     engine.close()
 
 
@@ -155,7 +155,7 @@ def test_the_trap(make: Any, read: Read, monkeypatch: pytest.MonkeyPatch) -> Non
             make.sparse(f"{number}.vmdk", capacity, {}, grain=8, parent="12345678", hint=hint)
         )
     engine = VmdkEngine(paths)
-    for _ in range(20):
+    for _ in range(40):
         assert read(engine, 4000, 8, image=6) == bytes(4096)
     engine.close()
     plain = owners._set
@@ -167,6 +167,6 @@ def test_the_trap(make: Any, read: Read, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(owners, "_set", blind)
     engine = VmdkEngine(paths)
     read(engine, 4000, 8, image=0)
-    found = {read(engine, 4000, 8, image=6) for _ in range(20)}
+    found = {read(engine, 4000, 8, image=6) for _ in range(40)}
     assert b"deep" * 1024 in found
     engine.close()

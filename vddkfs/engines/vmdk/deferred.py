@@ -2,13 +2,14 @@
 
 A disk of 62 TiB in pieces of 2 GiB has more than thirty thousand. All of them are looked at when
 the link is opened (each is there, a regular file, and long enough); what a sparse one has in its
-header is checked when it is first read.
+header is checked when it is first read, and what is odd about it is told by `vddkfs check` only.
 
 A ``Shelf`` bounds how many are open. An extent is closed only while nothing is being read, so that
 no reader meets a descriptor that is another file's by then.
 """
 
 import contextlib
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import EngineError, StaleImage, VddkfsError
 
 MOST_OPEN = 1024
-"""How many deferred extents a chain holds open."""
+"""How many deferred extents a chain holds open at most."""
 
 Opener = Callable[[], tuple[Extent, OpenFile]]
 
@@ -28,9 +29,9 @@ Opener = Callable[[], tuple[Extent, OpenFile]]
 class Shelf:
     """The deferred extents that are open, the one that was used last at the end."""
 
-    def __init__(self, most: int = MOST_OPEN) -> None:
+    def __init__(self, most: int = 0) -> None:
         self.in_use = False
-        self._most = most
+        self._most = most or _most_open()
         self._open: OrderedDict[DeferredExtent, None] = OrderedDict()
         self._readers = 0
         self._tidying = False
@@ -48,9 +49,26 @@ class Shelf:
         finally:
             with self._changed:
                 self._readers -= 1
-                if len(self._open) > self._most:
+                if self.is_full and not self._tidying:
                     self._tidy()
                 self._changed.notify_all()
+
+    def try_reading(self) -> bool:
+        """Begin what ``reading`` does, for somebody who opens nothing; False if he had to wait.
+
+        ``end_reading`` ends it.
+        """
+        with self._changed:
+            if self._tidying:
+                return False
+            self._readers += 1
+            return True
+
+    def end_reading(self) -> None:
+        """End what ``try_reading`` began. Never waits."""
+        with self._changed:
+            self._readers -= 1
+            self._changed.notify_all()
 
     @property
     def is_full(self) -> bool:
@@ -59,33 +77,35 @@ class Shelf:
 
     def use(self, extent: "DeferredExtent") -> Extent:
         """Return what *extent* stands for, opened now if it is not. For a reader only."""
+        real = extent.opened()
         with self._changed:
-            self.in_use = True
-            if extent.real is None:
-                extent.open()
-                self._open[extent] = None
-            else:
-                self._open.move_to_end(extent)
-            assert extent.real is not None
-            return extent.real
+            self._open[extent] = None
+            self._open.move_to_end(extent)
+        return real
 
     def close(self, extent: "DeferredExtent") -> None:
         """Close *extent*, which nobody reads."""
         with self._changed:
             self._open.pop(extent, None)
-            extent.shut()
+        extent.shut()
 
     def _tidy(self) -> None:
         """Close what was not used for longest, when all who read now have ended."""
-        if self._tidying:
-            return
         self._tidying = True
-        while self._readers:
-            self._changed.wait()
-        while len(self._open) > self._most // 2:
-            extent, _ = self._open.popitem(last=False)
-            extent.shut()
-        self._tidying = False
+        try:
+            while self._readers:
+                self._changed.wait()
+            while len(self._open) > self._most // 2:
+                extent, _ = self._open.popitem(last=False)
+                extent.shut()
+        finally:
+            self._tidying = False
+
+
+def _most_open() -> int:
+    """Return how many extents may be open: a part of the files that this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_OPEN if soft == resource.RLIM_INFINITY else max(8, min(MOST_OPEN, soft // 4))
 
 
 class DeferredExtent:
@@ -98,6 +118,7 @@ class DeferredExtent:
     holder = ""
     __slots__ = (
         "_file",
+        "_lock",
         "_opener",
         "_shelf",
         "end",
@@ -129,6 +150,7 @@ class DeferredExtent:
         self.limit = NO_LIMIT
         self.real: Extent | None = None
         self._file: OpenFile | None = None
+        self._lock = threading.Lock()
         self._opener = opener
         self._shelf = shelf
 
@@ -161,23 +183,40 @@ class DeferredExtent:
         if self.real is not None:
             self.real.forget()
 
-    def open(self) -> None:
-        """Open the file. For the shelf. Raises EngineError."""
+    def opened(self) -> Extent:
+        """Return what this stands for, opened if it is not. For the shelf.
+
+        Raises EngineError, StaleImage.
+        """
+        real = self.real
+        if real is not None:
+            return real
+        with self._lock:
+            if self.real is None:
+                self._open()
+            assert self.real is not None
+            return self.real
+
+    def _open(self) -> None:
         try:
             real, file = self._opener()
+        except StaleImage:
+            raise
         except VddkfsError as error:
             raise EngineError(error.message, link=self.link, sector=self.start) from error
         if (file.stamp.device, file.stamp.inode) != (self.stamp.device, self.stamp.inode):
             file.close()
             raise StaleImage(f"{printable(self.path)} was replaced by another file")
-        self.real, self._file = real, file
-        self.fd = file.fd
+        self._file, self.fd = file, file.fd
+        self.real = real
 
     def shut(self) -> None:
         """Close the file if it is open. For the shelf."""
         file, self._file, self.real, self.fd = self._file, None, None, -1
         if file is not None:
-            file.close()
+            # It was open for reading: nothing is lost if a file system complains.
+            with contextlib.suppress(OSError):
+                file.close()
 
     def was_written(self) -> bool:
         """See ``OpenFile``."""

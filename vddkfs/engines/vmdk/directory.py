@@ -3,9 +3,10 @@
 Nothing is read at open: pages of the directory and tables come when they are asked for, so a disk
 of 62 TiB costs no more than a small one.
 
-Where a format keeps a redundant directory with tables of its own, that is used for each table that
-the primary directory does not lead to, or whose entries cannot be right. That is decided for a
-whole table, and for all who ask: readers by way of the cache or past it, and the map, see the same.
+Where a format keeps a redundant directory with tables of its own (see ``redundant``), what the
+primary ones have lost is taken from these: each entry that cannot be right, and each table that
+cannot be read. An entry that can be right always counts, so readers by way of the cache, readers
+past it and the map see the same.
 """
 
 import os
@@ -16,8 +17,8 @@ from collections.abc import Callable
 from vddkfs.engines.vmdk.extents import WouldWait, read_exactly
 from vddkfs.engines.vmdk.files import OpenFile
 from vddkfs.engines.vmdk.layout import Layout
+from vddkfs.engines.vmdk.redundant import Possible, agrees, merged
 from vddkfs.engines.vmdk.sesparse import TABLE_SECTORS, TABLE_TAG
-from vddkfs.engines.vmdk.sparse import ZERO_ENTRY
 from vddkfs.engines.vmdk.tables import TableCache, empty_table, to_entries
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import EngineError
@@ -32,8 +33,8 @@ _LOW_32 = (1 << 32) - 1
 class Directory:
     """The tables of *file*, laid out as *layout* says. *start* is the extent's first sector.
 
-    *link* is the VMDK it belongs to, for errors. *tell* gets one line when the redundant directory
-    is first needed.
+    *link* is the VMDK it belongs to, for errors. *tell* gets a line when the redundant directory is
+    needed.
     """
 
     __slots__ = (
@@ -47,7 +48,7 @@ class Directory:
         "_link",
         "_lock",
         "_spare_bytes",
-        "_spared",
+        "_spare_is_sound",
         "_start",
         "_tell",
         "_width",
@@ -68,15 +69,15 @@ class Directory:
         self._link = link
         self._cache = cache
         self._keys = cache.new_keys()
-        self._spared: set[int] = set()
         self._changes = 0
         self._lock = threading.Lock()
-        self._tell: Callable[[str], None] | None = tell
+        self._tell = tell
         # Entries of 64 bits come with an area of tables, and name these by number.
         self._width = 8 if layout.tables_end else 4
         self._empty = empty_table(layout.entries, self._width)
         self._directory_bytes = file.base + layout.directory * 512
         self._spare_bytes = file.base + layout.spare_directory * 512
+        self._spare_is_sound: bool | None = None if layout.spare_directory else False
 
     def cached(self, number: int) -> "array[int] | None":
         """Return table *number* if it is in memory."""
@@ -88,24 +89,21 @@ class Directory:
         Raises WouldWait with *flags* if they are not in memory, EngineError if they are damaged.
         """
         if fresh:
-            by_spare = self._decided(number, flags)
-            directory = self._spare_bytes if by_spare else self._directory_bytes
-            place = self._named_by(directory, number, flags)
-            return self._at(place, number, first, stop, flags)
-        table = self.cached(number)
-        if table is None:
-            if flags:
-                raise WouldWait
-            table = self._load(number)
-        return table[first:stop]
+            found = self._now(number, first, stop, flags, paged=False)
+        else:
+            table = self.cached(number)
+            if table is None:
+                if flags:
+                    raise WouldWait
+                table = self._load(number)
+            found = table[first:stop]
+        return self._mended(found, number, first, flags) if self._layout.spare_directory else found
 
     def entry_now(self, number: int, index: int, flags: int) -> int:
         """Return one 32-bit entry of table *number* as it is in the file, -1 for any doubt.
 
-        The hot path of readers past all caches.
+        The hot path of readers past all caches. It may be no place in the file.
         """
-        if self._layout.spare_directory and (number in self._spared or self.cached(number) is None):
-            return -1
         fd, raw = self._file.fd, bytearray(4)
         if os.preadv(fd, (raw,), self._directory_bytes + number * 4, flags) != 4:
             return -1
@@ -119,7 +117,8 @@ class Directory:
     def forget(self) -> None:
         """Forget all that was read."""
         self._keys = self._cache.new_keys()
-        self._spared.clear()
+        if self._spare_is_sound is not None and self._layout.spare_directory:
+            self._spare_is_sound = None
 
     def forget_table(self, number: int) -> None:
         """Forget table *number*, and what the directory says of it.
@@ -140,9 +139,9 @@ class Directory:
         try:
             page = self._read(self._directory_bytes + number * self._width, stop - number, number)
         except EngineError:
-            if not self._layout.spare_directory:
-                return array("q")
-            return array("q", [self._spare_place(each) for each in range(number, stop)])
+            return (
+                array("q", [-1]) * (stop - number) if self._layout.spare_directory else array("q")
+            )
         if not any(page):
             return array("q", bytes(8 * len(page)))
         base, lowest = self._file.base, self._layout.lowest
@@ -151,10 +150,11 @@ class Directory:
         return array("q", [self._checked(entry, number + n) for n, entry in enumerate(page)])
 
     def table_at(self, place: int, number: int, first: int, stop: int) -> "array[int]":
-        """Return entries of table *number*, which is at byte *place*. Past the cache."""
-        if self._layout.spare_directory:
-            return self._either(number, paged=False)[first:stop]
-        return self._read(place + first * self._width, stop - first, number)
+        """Return entries of table *number*, which is at byte *place*. Past the cache.
+
+        Entries that cannot be right are left as they are.
+        """
+        return self._cut(place + first * self._width, stop - first, number)
 
     def table_bytes(self) -> int:
         """Return what a whole table takes in the file."""
@@ -170,105 +170,95 @@ class Directory:
             sector=sector,
         )
 
+    def _load(self, number: int) -> "array[int]":
+        """Read table *number*, and the directory page that names it, into the cache."""
+        keys, changes = self._keys, self._changes
+        table = self._now(number, 0, self._length(number), 0, paged=True)
+        if not any(table):
+            table = self._empty
+        self._keep(keys + number, table, changes)
+        return table
+
     def _keep(self, key: int, table: "array[int]", changes: int) -> None:
         """Store *table* unless one was changed since *changes* was looked at, before the read."""
         with self._lock:
             if changes == self._changes:
                 self._cache.put(key, table)
 
-    def _load(self, number: int) -> "array[int]":
-        """Read table *number*, and the directory page that names it, into the cache."""
-        keys, changes = self._keys, self._changes
-        table = self._either(number, paged=True)
-        if not any(table):
-            table = self._empty
-        self._keep(keys + number, table, changes)
-        return table
-
     def _length(self, number: int) -> int:
         """Entries of table *number* that describe grains of the disk: the last has fewer."""
         layout = self._layout
         return min(layout.entries, layout.grains - number * layout.entries)
 
-    def _decided(self, number: int, flags: int) -> bool:
-        """Say whether table *number* is read by the redundant directory."""
-        if not self._layout.spare_directory:
-            return False
-        if number not in self._spared and self.cached(number) is None:
-            if flags:
-                raise WouldWait
-            self._load(number)
-        return number in self._spared
-
-    def _either(self, number: int, *, paged: bool) -> "array[int]":
-        """Return table *number* by the primary directory, or if that is damaged by the other."""
-        problem: EngineError
-        found, stop = self._empty[:0], self._length(number)
+    def _now(self, number: int, first: int, stop: int, flags: int, *, paged: bool) -> "array[int]":
+        """Return entries of table *number*, those of the redundant one if it cannot be read."""
         try:
             if paged:
                 place = self._place(self._paged(number), number)
             else:
-                place = self._named_by(self._directory_bytes, number, 0)
-            found = self._at(place, number, 0, stop, 0)
-            if not self._layout.spare_directory or self._can_be(found):
-                self._spared.discard(number)
-                return found
-            problem = self.damage(self._sector(number), "its grain table has impossible entries")
-        except EngineError as error:
-            problem = error
-        try:
-            spare = self._spare(number, stop)
-        except EngineError:
-            spare = None
-        if spare is not None and self._can_be(spare):
-            self._spared.add(number)
-            self._say(problem)
-            return spare
-        self._spared.discard(number)
-        if found:
-            # Only some of its entries are wrong: whoever reads one of these meets the error.
+                place = self._named_by(self._directory_bytes, number, flags)
+            return self._at(place, number, first, stop, flags)
+        except EngineError as problem:
+            if not self._may_use_spare(flags):
+                raise
+            try:
+                found = self._spare(number, first, stop)
+            except EngineError:
+                raise problem from None
+            self._say(number)
             return found
-        raise problem
 
-    def _spare(self, number: int, stop: int) -> "array[int] | None":
-        if not self._layout.spare_directory:
-            return None
-        place = self._named_by(self._spare_bytes, number, 0)
-        return self._at(place, number, 0, stop, 0)
+    def _mended(self, found: "array[int]", number: int, first: int, flags: int) -> "array[int]":
+        """Return *found*, entries of table *number* from *first* on, without what cannot be right.
 
-    def _checked(self, entry: int, number: int) -> int:
-        """Return the byte of table *number* whose directory entry is *entry*; see ``places``."""
+        What nobody has right stays: its readers meet the error.
+        """
+        possible = self._possible()
+        if possible.all(found):
+            return found
+        if flags:
+            raise WouldWait
+        if not self._may_use_spare(flags):
+            return found
         try:
-            place = self._place(entry, number)
+            found = merged(found, self._spare(number, first, first + len(found)), possible)
         except EngineError:
-            return self._spare_place(number)
-        return place * 512 + self._file.base if place else 0
+            return found
+        self._say(number)
+        return found
 
-    def _spare_place(self, number: int) -> int:
-        """Return the byte of table *number* by the redundant directory; see ``places``."""
-        if not self._layout.spare_directory:
-            return -1
-        try:
-            place = self._named_by(self._spare_bytes, number, 0)
-        except EngineError:
-            return -1
-        return place * 512 + self._file.base if place else 0
+    def _possible(self) -> Possible:
+        size = self._file.size if self._file.holder else os.fstat(self._file.fd).st_size
+        return Possible(self._layout.lowest, -(-size // 512), self._layout.zero_grains)
 
-    def _say(self, problem: EngineError) -> None:
-        tell, self._tell = self._tell, None
-        if tell is not None:
-            tell(
-                f"{printable(self._file.path)}: the grain table for sector {problem.sector} is "
-                "damaged; the redundant grain directory is used, see `vddkfs check`"
+    def _may_use_spare(self, flags: int) -> bool:
+        """Say whether what the redundant tables say can be believed, and is not there in vain.
+
+        Found out once: they must not contradict any entry of the primary ones that can be right.
+        """
+        if self._spare_is_sound is None:
+            if flags:
+                raise WouldWait
+            self._spare_is_sound = agrees(
+                self._layout, self._whole_primary, self._whole_spare, self._possible()
             )
+        return self._spare_is_sound
 
-    def _can_be(self, entries: "array[int]") -> bool:
-        """Say whether all 32-bit *entries* can be right: zero, or a place in the file."""
-        if max(entries, default=0) * 512 >= os.fstat(self._file.fd).st_size:
-            return False
-        lowest = self._layout.lowest
-        low = {entry for entry in entries if entry < lowest} if lowest > 1 else {0}
-        return low <= ({0, ZERO_ENTRY} if self._layout.zero_grains else {0})
+    def _whole_primary(self, number: int) -> "array[int]":
+        place = self._named_by(self._directory_bytes, number, 0)
+        return self._at(place, number, 0, self._length(number), 0)
+
+    def _whole_spare(self, number: int) -> "array[int]":
+        return self._spare(number, 0, self._length(number))
+
+    def _spare(self, number: int, first: int, stop: int) -> "array[int]":
+        return self._at(self._named_by(self._spare_bytes, number, 0), number, first, stop, 0)
+
+    def _say(self, number: int) -> None:
+        self._tell(
+            f"{printable(self._file.path)}: the grain table for sector {self._sector(number)} is "
+            "damaged; the redundant grain directory is used, see `vddkfs check`"
+        )
 
     def _paged(self, number: int) -> int:
         """Return what the directory says of table *number*, by way of the cache."""
@@ -290,7 +280,30 @@ class Directory:
         if not place:
             return self._empty[first:stop]
         offset = self._file.base + place * 512 + first * self._width
-        return self._read(offset, stop - first, number, flags)
+        return self._cut(offset, stop - first, number, flags)
+
+    def _cut(self, offset: int, entries: int, number: int, flags: int = 0) -> "array[int]":
+        """Return *entries* of a table from byte *offset* on, of one that the file's end may cut.
+
+        What is behind the end is given as what no entry can be: only its readers meet the error.
+        """
+        try:
+            return self._read(offset, entries, number, flags)
+        except EngineError as error:
+            end = min(self._file.limit, os.fstat(self._file.fd).st_size)
+            there = max(0, end - offset) // self._width
+            if there == 0 or there >= entries or _is_failure(error):
+                raise
+        lost = array(self._empty.typecode, [-1 + (1 << 8 * self._width)])
+        return self._read(offset, there, number, flags) + lost * (entries - there)
+
+    def _checked(self, entry: int, number: int) -> int:
+        """Return the byte of table *number* whose directory entry is *entry*; see ``places``."""
+        try:
+            place = self._place(entry, number)
+        except EngineError:
+            return -1
+        return place * 512 + self._file.base if place else 0
 
     def _place(self, entry: int, number: int) -> int:
         """Return the sector of table *number* whose directory entry is *entry*, 0 for none."""
@@ -333,3 +346,9 @@ class Directory:
                 self._sector(number), f"its grain table cannot be read from byte {offset}{why}"
             ) from error
         return to_entries(raw, self._width)
+
+
+def _is_failure(error: EngineError) -> bool:
+    """Say whether *error* is the disk's, not that of a file that ends too early."""
+    cause = error.__cause__
+    return cause is not None and isinstance(cause.__cause__, OSError)

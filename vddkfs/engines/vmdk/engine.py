@@ -33,7 +33,7 @@ from vddkfs.engines.vmdk.owners import DEEP, Owners
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.engines.vmdk.write import BaseWriter
-from vddkfs.errors import DamagedSource, EngineError
+from vddkfs.errors import DamagedSource, EngineError, StaleImage
 
 _NOWAIT: Final = os.RWF_NOWAIT
 _NO_SUCH_FLAG: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -88,19 +88,22 @@ class VmdkEngine:
         """
         if not self._may_try_nowait:
             return False
-        if self._context.shelf.in_use or self._in_archive:
-            # Waiting for others, or for a stat, is no way to do without waiting.
+        shelf = self._context.shelf
+        if shelf.in_use and not shelf.try_reading():
             return False
         try:
-            if self._read_one_place(image, sector, count, into, direct, _NOWAIT):
-                return True
-            self._compose(image, sector, into, direct, _NOWAIT)
-        except (BlockingIOError, WouldWait, EngineError):
+            if not self._read_one_place(image, sector, count, into, direct, _NOWAIT):
+                self._compose(image, sector, into, direct, _NOWAIT)
+            self._check_archives(image)
+        except (BlockingIOError, WouldWait, EngineError, StaleImage):
             return False
         except OSError as error:
             if error.errno in _NO_SUCH_FLAG:
                 self._may_try_nowait = False
             return False
+        finally:
+            if shelf.in_use:
+                shelf.end_reading()
         return True
 
     def read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
@@ -116,10 +119,13 @@ class VmdkEngine:
             else:
                 self._read(image, sector, count, into, direct)
         finally:
-            # Of an archive that was written both content and errors may be of another file.
-            if self._in_archive:
-                for link in self._links[: image + 1]:
-                    link.check_holders()
+            self._check_archives(image)
+
+    def _check_archives(self, image: int) -> None:
+        """Raise StaleImage if an archive was written: what was read may be of another file."""
+        if self._in_archive:
+            for link in self._links[: image + 1]:
+                link.check_holders()
 
     def _read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
         try:

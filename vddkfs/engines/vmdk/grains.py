@@ -11,7 +11,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice, repeat
-from operator import ne, sub
+from operator import ne, rshift, sub
 
 from vddkfs.engines.vmdk.directory import PAGE_ENTRIES, Directory
 from vddkfs.engines.vmdk.extents import (
@@ -33,6 +33,7 @@ from vddkfs.engines.vmdk.tables import TableCache
 from vddkfs.errors import EngineError
 
 _KIND_OF_BOOL = bytes((ABSENT, DATA)) + bytes(254)
+_WIDE_KINDS = (ABSENT, ZERO, ZERO, *[DATA] * 13)
 _RUNS = re.compile(rb"\x00+|\x01+|\x02+")
 
 
@@ -213,6 +214,9 @@ class SparseExtent(PlainExtent):
         lowest, highest = min(places), max(places)
         if lowest <= 0:
             return lowest == highest == 0
+        if self.limit != NO_LIMIT:
+            # The holes of an archive may be those of another file in it.
+            return False
         data, until = regions.at(lowest)
         return not data and highest + self._directory.table_bytes() <= until
 
@@ -236,10 +240,11 @@ class SparseExtent(PlainExtent):
     def _table_areas(
         self, place: int, number: int, sector: int, stop: int, regions: FileRegions
     ) -> Iterator[tuple[int, int]]:
-        data, until = regions.at(place)
-        if not data and until >= place + self._directory.table_bytes():
-            yield ABSENT, stop - sector
-            return
+        if self.limit == NO_LIMIT:
+            data, until = regions.at(place)
+            if not data and until >= place + self._directory.table_bytes():
+                yield ABSENT, stop - sector
+                return
         origin = self.start + number * self._table_sectors
         first = (sector - origin) >> self._grain_shift
         last = (stop - 1 - origin) >> self._grain_shift
@@ -285,7 +290,11 @@ class SeSparseExtent(SparseExtent):
 
     def _kinds(self, entries: "array[int]") -> bytes:
         """See ``SparseExtent``. What no entry may be counts as DATA: its reader meets the error."""
-        return bytes(map(_kind_of_wide, entries))
+        found = bytes(map(_WIDE_KINDS.__getitem__, map(rshift, entries, repeat(60))))
+        if found.count(ABSENT) != entries.count(0):
+            # Only 0 is absent; the rest of that kind is nothing that may be.
+            return bytes(map(_kind_of_wide, entries))
+        return found
 
     def _places(self, sector: int, entries: "array[int]") -> "array[int]":
         """See ``SparseExtent``."""

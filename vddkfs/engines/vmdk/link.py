@@ -1,10 +1,11 @@
 """One VMDK that is open: its extents, and what it is. See ``opening`` for how it comes about.
 
-The files of a link stay open from ``open_link`` to ``OpenLink.close``, and what the descriptor
-promises of them was checked: a link that opens can be read, but for damage inside its grain tables
-and grains, which shows when a range is read.
+The files of a link stay open from ``open_link`` to ``OpenLink.close`` (but see ``deferred``), and
+what the descriptor promises of them was checked: a link that opens can be read, but for damage
+inside its grain tables and grains, which shows when a range is read.
 """
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Protocol
@@ -101,4 +102,6 @@ class OpenLink:
     def close(self) -> None:
         """Close the link's files."""
         for file in self._files:
-            file.close()
+            # They were open for reading: nothing is lost if a file system complains.
+            with contextlib.suppress(OSError):
+                file.close()

@@ -44,7 +44,7 @@ _MAGICS = {
     SESPARSE: sesparse.MAGIC,
 }
 MANY_EXTENTS = 512
-"""A link with more than these has them opened when they are read: 1 TiB in pieces of 2 GiB."""
+"""What the links of a chain may have opened with them: 1 TiB in pieces of 2 GiB."""
 
 
 def say(line: str) -> None:
@@ -69,8 +69,20 @@ class Context:
         self.tables = TableCache(table_cache_bytes)
         self.grains = GrainCache()
         self.shelf = Shelf()
+        self._eager = MANY_EXTENTS
+        self._deferred: dict[str, bool] = {}
         self._say = tell
         self._told: set[str] = set()
+
+    def defers(self, path: str, extents: int) -> bool:
+        """Say whether the *extents* of the link *path* are opened when they are read.
+
+        All links of a chain together may have a bounded number open; each stays as it began.
+        """
+        if path not in self._deferred:
+            self._deferred[path] = extents > self._eager
+            self._eager -= 0 if self._deferred[path] else extents
+        return self._deferred[path]
 
     def tell(self, path: str, line: str) -> None:
         """Tell *line* of the file *path*, of which nothing was told before."""
@@ -107,12 +119,13 @@ class _Opening:
     def link(self) -> OpenLink:
         descriptor, header = read_descriptor(self._files[self._path])
         check_descriptor(descriptor, self._path)
-        many = len(descriptor.extents) > MANY_EXTENTS and not self._files[self._path].holder
+        apart = header is None and not self._files[self._path].holder
+        many = apart and self._context.defers(self._path, len(descriptor.extents))
         extents: list[Extent] = []
         infos: list[ExtentInfo] = []
         start = 0
         for line in descriptor.extents:
-            if many and line.kind != ZEROS:
+            if many and line.kind != ZEROS and not names_device(line):
                 extent, info = self._later(line, start)
             else:
                 extent, info = self._extent(line, start, header)
@@ -133,8 +146,9 @@ class _Opening:
         name = resolve(line.name, self._path, self._context.trust)
         try:
             stamp, space = stamp_and_space(name)
-        except SourceMissing as error:
-            raise self._missing(name) from error
+        except SourceMissing:
+            # It may be in an archive; and if not, that is told as of any other.
+            return self._extent(line, start, None)
         info = ExtentInfo(
             line.kind, line.sectors, line.access, name, line.offset, stamp.size, space
         )
@@ -144,7 +158,7 @@ class _Opening:
         def opener() -> tuple[Extent, OpenFile]:
             file = open_file(name)
             try:
-                return self._opened(file, line, start, None), file
+                return self._opened(file, line, start, None, []), file
             except BaseException:
                 file.close()
                 raise
@@ -162,7 +176,7 @@ class _Opening:
         if line.kind == ZEROS:
             return ZeroExtent(start, line.sectors), ExtentInfo(ZEROS, line.sectors, line.access)
         check_extent(line, self._path, devices=self._context.trust.devices)
-        file = self._file(line, header)
+        file = self._file(line, start, header)
         info = ExtentInfo(
             kind=line.kind,
             sectors=line.sectors,
@@ -172,14 +186,20 @@ class _Opening:
             file_bytes=file.size,
             allocated_bytes=file.allocated_bytes,
         )
-        return self._opened(file, line, start, header), info
+        return self._opened(file, line, start, header, self._notes), info
 
     def _opened(
-        self, file: OpenFile, line: ExtentLine, start: int, header: SparseHeader | None
+        self,
+        file: OpenFile,
+        line: ExtentLine,
+        start: int,
+        header: SparseHeader | None,
+        notes: list[str],
     ) -> Extent:
-        """Return the extent *line*, which is in *file*."""
+        """Return the extent *line*, which is in *file*. What is odd about it goes to *notes*."""
         if line.kind in GRAIN_KINDS:
-            return self._grain_extent(file, self._layout(file, line, header), line, start)
+            layout = self._layout(file, line, header, notes)
+            return self._grain_extent(file, layout, line, start)
         self._check_length(file.path, file.size, line)
         return FlatExtent(file, start, line.sectors, line.offset)
 
@@ -199,11 +219,11 @@ class _Opening:
             advice="bring the file back, under that name",
         )
 
-    def _file(self, line: ExtentLine, header: SparseHeader | None) -> OpenFile:
+    def _file(self, line: ExtentLine, start: int, header: SparseHeader | None) -> OpenFile:
         """Return the file of the extent *line*, which is opened unless it is open already."""
         if header is not None:
             # An embedded descriptor describes the file it is in, whatever that is called by now.
-            if line.kind != "SPARSE" or line.sectors > header.capacity:
+            if line.kind != "SPARSE" or line.sectors > header.capacity or start:
                 raise DamagedSource(
                     f"{printable(self._path)}: its embedded descriptor does not describe this file",
                     advice=COPY_ADVICE,
@@ -220,7 +240,9 @@ class _Opening:
                 raise self._missing(name) from error
         return self._files[name]
 
-    def _layout(self, file: OpenFile, line: ExtentLine, header: SparseHeader | None) -> Layout:
+    def _layout(
+        self, file: OpenFile, line: ExtentLine, header: SparseHeader | None, notes: list[str]
+    ) -> Layout:
         """Return the checked layout of *file*, an extent with grains."""
         layout = read_layout(file, line.kind, header)
         # Splitting tools round the header's capacity up to whole grains; the descriptor is exact.
@@ -231,9 +253,9 @@ class _Opening:
                 advice=COPY_ADVICE,
             )
         name = printable(os.path.basename(file.path))
-        self._notes += [f"{name}: {note}" for note in layout.notes]
+        notes += [f"{name}: {note}" for note in layout.notes]
         if not layout.clean:
-            self._notes.append(f"{name}: was not closed by whoever wrote it last")
+            notes.append(f"{name}: was not closed by whoever wrote it last")
         return layout
 
     def _grain_extent(self, file: OpenFile, layout: Layout, line: ExtentLine, start: int) -> Extent:

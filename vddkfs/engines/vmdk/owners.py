@@ -16,13 +16,13 @@ from typing import Final
 from vddkfs.engines.vmdk.extents import ABSENT, WouldWait
 from vddkfs.engines.vmdk.link import OpenLink
 from vddkfs.engines.vmdk.tables import TableCache
-from vddkfs.errors import EngineError
+from vddkfs.errors import VddkfsError
 
 DEEP: Final = 4
 """Images of so many links or fewer are walked."""
-_WALKS: Final = 8
-"""How often a region is walked before it is looked at as a whole."""
-_GRANULES: Final = 1024
+_WALKS: Final = 2
+"""Walks for each link that a region has before it is looked at, which costs about as much."""
+_GRANULES: Final = 256
 """Granules of a region."""
 _MIXED: Final = 255
 """A granule of several owners, or one that some link is too short for."""
@@ -63,18 +63,24 @@ class Owners:
     def walked(self, image: int, sector: int, flags: int) -> None:
         """Take note of a walk from *image* at *sector*; look at the region if it is time to.
 
-        Reads tables, but only those in memory with *flags*. On any thread: two may do the same.
+        That reads tables, and takes a while: with *flags* it raises WouldWait instead. On any
+        thread: two may do the same.
         """
         key = self._keys[image] + (sector >> self._shift) // _GRANULES
         walks = self._walked.get(key, 0) + 1
         if len(self._walked) >= _COUNTED:
             self._walked.clear()
+        if walks % (_WALKS * (image + 1)) or self._cache.get(key) is not None:
+            self._walked[key] = walks
+            return
+        if flags:
+            raise WouldWait
         self._walked[key] = walks
-        if walks % _WALKS == 0 and self._cache.get(key) is None:
-            with contextlib.suppress(EngineError, WouldWait, BlockingIOError):
-                self._cache.put(key, self._look(image, key - self._keys[image], flags))
+        # What cannot be looked at as a whole can be read in part all the same.
+        with contextlib.suppress(VddkfsError, OSError):
+            self._cache.put(key, self._look(image, key - self._keys[image]))
 
-    def _look(self, image: int, region: int, flags: int) -> "array[int]":
+    def _look(self, image: int, region: int) -> "array[int]":
         """Return the owners of *region*, a byte for each granule; 0 is the base."""
         shift = self._shift
         first = region * _GRANULES
@@ -88,7 +94,7 @@ class Owners:
                 _set(owners, max(0, (inside >> shift) - first), _GRANULES, _MIXED)
             if number == 0 or inside <= begin:
                 continue
-            for piece in link.pieces(begin, inside - begin, False, flags):
+            for piece in link.pieces(begin, inside - begin, False, 0):
                 if piece.kind != ABSENT:
                     self._own(owners, piece.sector - begin, piece.count, number)
         return array("B", owners)

@@ -28,6 +28,9 @@ from vddkfs.errors import EngineError
 DEFAULT_GRAIN_BYTES = 16 << 20
 """Room for the expanded grains of 16 frames of the sector cache."""
 
+Key = tuple[int, int, int]
+"""An extent's own number, the place of a grain, and the number of that grain."""
+
 Expanded = tuple[bytes, bytes]
 """A grain's compressed form, as it was in the file, and what it expanded to."""
 
@@ -38,11 +41,11 @@ class GrainCache:
     """Expanded grains by place: LRU, bounded in bytes, safe for several threads."""
 
     def __init__(self, max_bytes: int = DEFAULT_GRAIN_BYTES) -> None:
-        self._lru: LRUCache[tuple[int, int], Expanded] = LRUCache(max_bytes, getsizeof=_size)
-        self._under_way: dict[tuple[int, int], Future[Expanded]] = {}
+        self._lru: LRUCache[Key, Expanded] = LRUCache(max_bytes, getsizeof=_size)
+        self._under_way: dict[Key, Future[Expanded | None]] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[int, int]) -> Expanded | None:
+    def get(self, key: Key) -> Expanded | None:
         """Return what is kept under *key*."""
         with self._lock:
             try:
@@ -50,10 +53,10 @@ class GrainCache:
             except KeyError:
                 return None
 
-    def fetch(self, key: tuple[int, int], make: Callable[[], Expanded]) -> Expanded:
+    def fetch(self, key: Key, make: Callable[[], Expanded]) -> Expanded:
         """Return what is kept under *key*, or what *make* returns, which runs once at a time.
 
-        Raises what *make* raises, for all who waited for it.
+        Raises what *make* raises. Who waited for a failure tries for himself, and gets his own.
         """
         with self._lock:
             try:
@@ -61,17 +64,18 @@ class GrainCache:
             except KeyError:
                 pass
             others = self._under_way.get(key)
-            mine: Future[Expanded] = Future()
+            mine: Future[Expanded | None] = Future()
             if others is None:
                 self._under_way[key] = mine
         if others is not None:
-            return others.result()
+            made = others.result()
+            return make() if made is None else made
         try:
             made = make()
-        except BaseException as error:
+        except BaseException:
             with self._lock:
                 del self._under_way[key]
-            mine.set_exception(error)
+            mine.set_result(None)
             raise
         with self._lock:
             del self._under_way[key]
@@ -80,7 +84,7 @@ class GrainCache:
         mine.set_result(made)
         return made
 
-    def put(self, key: tuple[int, int], made: Expanded) -> None:
+    def put(self, key: Key, made: Expanded) -> None:
         """Keep *made* under *key*."""
         with self._lock:
             if _size(made) <= self._lru.maxsize:
@@ -124,25 +128,27 @@ class PackedExtent(SparseExtent):
 
     def unpack(self, piece: Piece, view: memoryview, fresh: bool, flags: int) -> None:
         """See ``Extent``. With *fresh* the file is read again, and compared with what is kept."""
-        key = self._space, piece.offset
+        # Two entries may name one place: what is there fits one of them at most.
+        key = self._space, piece.offset, (piece.sector - self.start) >> self._grain_shift
         kept = self._grains.get(key)
         if kept is None or fresh:
             if flags:
                 raise WouldWait
-            kept = self._fresh(key, piece, kept) if fresh else self._fetch(key, piece)
+            kept = self._fresh(key, piece) if fresh else self._fetch(key, piece)
         begin = ((piece.sector - self.start) & self._grain_mask) << 9
         view[:] = memoryview(kept[1])[begin : begin + len(view)]
 
-    def _fetch(self, key: tuple[int, int], piece: Piece) -> Expanded:
+    def _fetch(self, key: Key, piece: Piece) -> Expanded:
         def make() -> Expanded:
             packed = self._read(piece)
             return packed, self._expand(packed, piece)
 
         return self._grains.fetch(key, make)
 
-    def _fresh(self, key: tuple[int, int], piece: Piece, kept: Expanded | None) -> Expanded:
+    def _fresh(self, key: Key, piece: Piece) -> Expanded:
         packed = self._read(piece)
-        if kept is None or kept[0] != packed:
+        kept = self._grains.fetch(key, lambda: (packed, self._expand(packed, piece)))
+        if kept[0] != packed:
             kept = packed, self._expand(packed, piece)
             self._grains.put(key, kept)
         return kept

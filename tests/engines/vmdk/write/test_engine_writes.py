@@ -112,16 +112,16 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.has_read, self.go_on = threading.Event(), threading.Event()
-        plain = Directory._either
+        plain = Directory._now
 
-        def either(directory: Directory, number: int, *, paged: bool) -> "array[int]":
-            found = plain(directory, number, paged=paged)
+        def now(directory: Directory, *arguments: Any, **keys: Any) -> "array[int]":
+            found = plain(directory, *arguments, **keys)
             if not self.has_read.is_set():
                 self.has_read.set()
                 assert self.go_on.wait(20)
             return found
 
-        monkeypatch.setattr(Directory, "_either", either)
+        monkeypatch.setattr(Directory, "_now", now)
 
     def read_while(self, engine: VmdkEngine, read: Read, act: Callable[[], None]) -> None:
         with ThreadPoolExecutor(1) as pool:
