@@ -204,8 +204,45 @@ def test_info_shows_names_that_are_not_utf_8(
 ) -> None:
     make_disk(tmp_path, b"caf\xe9")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "300")
     assert main(["info", str(tmp_path)]) == 0
     assert "chain/0.raw" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_info_prints_names_safely(
+    terminal: bool, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "vm\x1b]"
+    folder.mkdir()
+    make_disk(folder, b"esc\x1b]0;x\x07\ttab", more='changeTrackPath="c"\nddb.uuid = "60"')
+    (folder / "bad\x1b].vmdk").write_text("bad")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "900")
+    assert main(["info", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b]" not in out, "which sets the terminal's title"
+    assert "\x07" not in out
+    assert r"esc\x1b]0;x\x07\ttab/chain/0.raw = disk.raw" in out
+    assert r"vm\x1b]/esc\x1b]0;x\x07\ttab.vmdk" in out
+    if not terminal:
+        assert [line.count("\t") for line in out.splitlines()] == [7, 7, 0, 0, 0]
+    assert main(["info", "--json", str(folder)]) == 0
+    (disk,) = json.loads(capsys.readouterr().out)["disks"]
+    assert disk["name"] == "esc\x1b]0;x\x07\ttab"
+
+
+def test_info_counts_the_space_of_a_file_once(tmp_path: Path, capsys: Output) -> None:
+    (tmp_path / "data").write_bytes(b"x" * 65536)
+    lines = ['RW 8 FLAT "data" 0', "RW 8 ZERO", 'RW 64 FLAT "data" 64', 'RW 1 FLAT "other" 0']
+    (tmp_path / "other").write_bytes(b"y" * 8192)
+    text = "\n".join(["# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=ffffffff", *lines])
+    (tmp_path / "web.vmdk").write_text(text + '\ncreateType="custom"\n')
+    assert main(["info", str(tmp_path / "web.vmdk")]) == 0
+    told = capsys.readouterr().out.splitlines()[1].split("\t")[2]
+    used = sum((tmp_path / name).stat().st_blocks * 512 for name in ("data", "other"))
+    assert told == human(used)
+    assert used > 65536
 
 
 def test_info_tells_of_a_bad_option_before_it_looks(capsys: Output) -> None:

@@ -36,7 +36,8 @@ def attach(loops: None, tmp_path: Path) -> Iterator[Attach]:
     def attaching(content: bytes) -> str:
         backing = tmp_path / f"backing{len(devices)}"
         backing.write_bytes(content)
-        devices.append(succeed("losetup", "--find", "--show", backing).stdout.strip())
+        command = ("losetup", "--find", "--show", "--direct-io=off", backing)
+        devices.append(succeed(*command).stdout.strip())
         return devices[-1]
 
     yield attaching
@@ -224,6 +225,50 @@ def test_a_guest_writes_to_the_device(mount: Mounts, attach: Attach, vm: Path) -
         os.close(fd)
     assert found.ask("pread", direct, 8192, MIB) == new
     assert found.read("d/disk.raw", MIB, 8192) == new
+
+
+def write_behind(folder: Path, content: bytes) -> None:
+    """Write what is behind the first device, as another host does: the device is not told."""
+    fd = os.open(folder / "backing0", os.O_WRONLY)
+    try:
+        assert os.pwrite(fd, content, 0) == len(content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+OLD, NEW = noise("device", SIZE), noise("another host", SIZE)
+
+
+def test_another_host_writes_to_the_device(
+    mount: Mounts, attach: Attach, vm: Path, tmp_path: Path
+) -> None:
+    """Linux keeps old pages of the device; an open drops them, and a direct read goes past them."""
+    device = attach(OLD)
+    found = mount(disk(vm, whole(device)), YES)
+    direct = found.open("d/disk.raw", direct=True)
+    assert found.sha256("d/disk.raw") == sha256(OLD)
+    write_behind(tmp_path, NEW)
+    assert Path(device).read_bytes() == OLD, "the trap: these are the device's pages"
+    assert found.ask("pread", direct, 8192, MIB) == NEW[MIB:][:8192]
+    assert found.sha256("d/disk.raw") == sha256(NEW)
+    assert found.sha256("d/disk.raw", direct=True) == sha256(NEW)
+
+
+def test_another_host_writes_to_a_frozen_base(
+    mount: Mounts, attach: Attach, vm: Path, tmp_path: Path
+) -> None:
+    """Nothing tells of it: direct reads are of now, and all others are after `invalidate`."""
+    base = disk(vm, whole(attach(OLD)), kind="monolithicFlat")
+    make_delta(vm / "d-000001.vmdk", base.name)
+    found = mount(vm, YES)
+    names = ("d/chain/0.raw", "d/disk.raw")
+    assert [found.sha256(name) for name in names] == [sha256(OLD)] * 2
+    write_behind(tmp_path, NEW)
+    assert [found.sha256(name, direct=True) for name in names] == [sha256(NEW)] * 2
+    done = vddkfs("invalidate", found.place)
+    assert done.returncode == 0, done.stderr
+    assert [found.sha256(name) for name in names] == [sha256(NEW)] * 2
 
 
 @pytest.mark.parametrize("what", ["/dev/null", "/dev/shm", "a link", "a file"])

@@ -50,12 +50,14 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for disk in found["disks"]:
         for number, link in enumerate(disk["links"]):
-            allocated = sum(extent["allocated"] for extent in link["extents"])
+            # A file that several extents are in occupies its space once.
+            files = {extent["file"]: extent["allocated"] for extent in link["extents"]}
             last = number == len(disk["links"]) - 1
             file = f"{disk['name']}/chain/{number}.raw" + (" = disk.raw" if last else "")
             size = human(link["capacity"])
             facts = link["format"], link["file"], link["cid"], link["parent_cid"], _extents(link)
-            rows.append((file, size, human(allocated), *facts))
+            cells = file, size, human(sum(files.values())), *facts
+            rows.append(tuple(map(printable, cells)))
     return rows
 
 
@@ -70,14 +72,15 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     """Return what there is to say below the table: the disks' hardware, tracking, odd states."""
     lines = []
     for disk in found["disks"]:
-        facts = [f"{name} {printable(disk[key])}" for key, name in _FACTS if disk.get(key)]
+        facts = [f"{name} {disk[key]}" for key, name in _FACTS if disk.get(key)]
         if facts:
             lines.append(f"{disk['name']}: {', '.join(facts)}")
         for link in disk["links"]:
             if tracking := link.get("change_tracking"):
-                lines.append(f"{link['file']}: changes are tracked in {printable(tracking)}")
+                lines.append(f"{link['file']}: changes are tracked in {tracking}")
             lines += [f"{link['file']}: note: {note}" for note in link.get("notes", ())]
-    return lines + [f"left out: {left['reason']}" for left in found["left_out"]]
+    lines += [f"left out: {left['reason']}" for left in found["left_out"]]
+    return [printable(line) for line in lines]
 
 
 _HEADINGS = ("file", "capacity", "allocated", "format", "link", "cid", "parent cid", "extents")
@@ -97,7 +100,7 @@ def _print_table(found: dict[str, Any]) -> None:
     from rich.text import Text
 
     # Text, because rich takes brackets in plain strings, which file names may hold, for markup.
-    table = Table(title=Text(found["source"]), title_justify="left")
+    table = Table(title=Text(printable(found["source"])), title_justify="left")
     for heading in _HEADINGS[:_WIDE]:
         table.add_column(heading, justify="right" if heading in _HEADINGS[1:3] else "left")
     for row in _rows(found):

@@ -164,6 +164,12 @@ def test_a_signed_checksum() -> None:
     assert contents(header("é".encode(), checksum=b"%06o\0 " % total)) == {"é": b""}
 
 
+def test_a_checksum_that_is_neither() -> None:
+    block = header("é".encode(), checksum=b" " * 8)
+    for total in (sum(block) - 256, sum(block) - 511, sum(block) + 1):
+        assert not looks_like_archive(header("é".encode(), checksum=b"%06o\0 " % total))
+
+
 def test_a_checksum_that_is_no_number_matches_nothing() -> None:
     """A sum of signed bytes can be -1, which must not stand for "no number"."""
     block = bytearray(header(b"a", checksum=b"\xff" * 8))
@@ -366,6 +372,21 @@ def test_members_are_bounded(block: bytes, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(archive, "MAX_MEMBERS", 20)
     members_of(block * 20)
     refused(block * 21, "more than 20 members")
+
+
+def test_an_ova_has_far_fewer_members_than_are_read() -> None:
+    members_of(header(b"a") * 512)
+    refused(header(b"a") * 513, "more than 512 members", "unpack it with tar")
+
+
+def test_records_are_bounded_together() -> None:
+    """Not only those of one member: settings take time, a million of them minutes."""
+    most = record(b"x", b"5 a=\n" * 13107) + header(b"a")
+    assert len(members_of(most * 15)) == 1
+    refused(most * 17, "more than 1048576 bytes", "unpack it with tar")
+    half = record(b"L", b"b" * (32 << 10)) + record(b"g", b"32768 c=".ljust(32767) + b"\n")
+    assert len(members_of((half + header(b"a")) * 16)) == 1
+    refused((half + header(b"a")) * 17, "more than 1048576 bytes")
 
 
 def test_sparse_headers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,28 @@ def test_missing_extent(make: Any, refused: Refused) -> None:
 def test_parent_missing(make: Any, refused: Refused) -> None:
     path = make.sparse("x.vmdk", 2048, {}, parent="00000001", hint="gone.vmdk")
     refused(BrokenChain, path, "gone.vmdk", "is missing", "x.vmdk")
+
+
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize("missing", ["base.vmdk", "base-flat.vmdk"])
+def test_what_is_missing_below_a_child(
+    make: Any, missing: str, archived: bool, refused: Refused
+) -> None:
+    """The parent itself, or an extent of it: in a folder as in an archive."""
+    make.flat("base", MIB, cid="00000001")
+    make.text("x.vmdk", ["RW 2048 ZERO"], parent="00000001", hint="base.vmdk")
+    (make.folder / missing).unlink()
+    if archived:
+        with tarfile.open(make.folder / "x.ova", "w") as archive:
+            for path in sorted(make.folder.glob("*.vmdk")):
+                archive.add(path, path.name)
+    folder = make.folder / "x.ova" if archived else make.folder
+    if missing == "base.vmdk":
+        words = f"{folder}/base.vmdk: is missing, but is the parent of {folder}/x.vmdk"
+        refused(BrokenChain, folder / "x.vmdk", words)
+    else:
+        words = f"{folder}/{missing}: is missing, but base.vmdk names it as an extent"
+        refused(SourceMissing, folder / "x.vmdk", words)
 
 
 def test_parent_not_named(make: Any, refused: Refused) -> None:

@@ -1,18 +1,23 @@
 """What a SOURCE turns out to be: one VMDK, a .vmx, a folder."""
 
+import io
 import os
+import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vddkfs.engines.vmdk import VmdkEngine, discover
+from vddkfs.engines.vmdk import VmdkEngine, chain, discover, files
+from vddkfs.engines.vmdk.files import Archives, list_folder, open_file
 from vddkfs.errors import (
     BrokenChain,
     DamagedSource,
     NotAVmdk,
     SourceMissing,
+    StaleImage,
 )
 
 Names = Callable[..., list[tuple[str, list[str]]]]
@@ -152,6 +157,163 @@ def test_guest_cannot_hide_its_disk(make: Any, names: Names) -> None:
     (make.folder / "data.vmdk").write_bytes(content.ljust(1 << 20, b"\0"))
     make.text("real.vmdk", ['RW 2048 FLAT "data.vmdk" 0'])
     assert names(make.folder) == [("real", ["real.vmdk"])]
+
+
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count how often each link is opened to be described."""
+    found: Counter[str] = Counter()
+    plain = chain.open_link
+
+    def counted(path: str, *more: Any) -> Any:
+        found[os.path.basename(path)] += 1
+        return plain(path, *more)
+
+    monkeypatch.setattr(chain, "open_link", counted)
+    return found
+
+
+def test_a_link_that_many_share_is_described_once(make: Any, described: Counter[str]) -> None:
+    make.text("0.vmdk", ["RW 8 ZERO"], cid="00000001")
+    for number in range(1, 6):
+        keys = {"parent": f"{number:08x}", "hint": f"{number - 1}.vmdk"}
+        make.text(f"{number}.vmdk", ["RW 8 ZERO"], cid=f"{number + 1:08x}", **keys)
+    for letter in "abc":
+        make.text(f"{letter}.vmdk", ["RW 8 ZERO"], parent="00000006", hint="5.vmdk")
+    make.text("wrong.vmdk", ["RW 8 ZERO"], parent="00000007", hint="5.vmdk")
+    found = discover(str(make.folder))
+    assert len(described) == 10
+    assert set(described.values()) == {1}
+    assert [len(one.links) for one in found.chains] == [7, 7, 7]
+    assert all(one.links[:6] == found.chains[0].links[:6] for one in found.chains)
+    ((path, error),) = [(one.path, one.error) for one in found.left_out]
+    assert (os.path.basename(path), type(error)) == ("wrong.vmdk", BrokenChain)
+    assert "wrong.vmdk was made on 00000007" in str(error), "each chain is still checked"
+
+
+@pytest.mark.parametrize("missing", ["base.vmdk", "base-flat.vmdk"])
+def test_a_link_that_many_share_fails_once(
+    make: Any, missing: str, described: Counter[str]
+) -> None:
+    make.flat("base", MIB, cid="00000001")
+    for letter in "abc":
+        make.text(f"{letter}.vmdk", ["RW 8 ZERO"], parent="00000001", hint="base.vmdk")
+    make.text("good.vmdk", ["RW 8 ZERO"])
+    (make.folder / missing).unlink()
+    left = discover(str(make.folder)).left_out
+    assert set(described.values()) == {1}
+    told = {os.path.basename(one.path): one.error for one in left}
+    for letter in "abc":
+        error = told[f"{letter}.vmdk"]
+        assert missing in str(error)
+        if missing == "base.vmdk":
+            assert type(error) is BrokenChain
+            assert f"is the parent of {make.folder}/{letter}.vmdk" in str(error)
+        else:
+            assert type(error) is SourceMissing
+
+
+def test_a_loop_below_what_was_described_before(make: Any) -> None:
+    make.text("a.vmdk", ["RW 8 ZERO"], cid="0000000a", parent="0000000b", hint="b.vmdk")
+    make.text("b.vmdk", ["RW 8 ZERO"], cid="0000000b", parent="0000000a", hint="a.vmdk")
+    make.text("c.vmdk", ["RW 8 ZERO"], parent="0000000a", hint="a.vmdk")
+    make.text("d.vmdk", ["RW 8 ZERO"], parent="0000000b", hint="b.vmdk")
+    make.text("good.vmdk", ["RW 8 ZERO"])
+    found = discover(str(make.folder))
+    assert [one.name for one in found.chains] == ["good"]
+    assert [os.path.basename(one.path) for one in found.left_out] == ["c.vmdk", "d.vmdk"]
+    assert all("loop" in str(one.error) for one in found.left_out)
+
+
+# Archives
+
+
+def write_archive(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count how often each archive is walked through."""
+    found: Counter[str] = Counter()
+    plain = files.read_members
+
+    def counted(read: Any, size: int, path: str) -> Any:
+        found[os.path.basename(path)] += 1
+        return plain(read, size, path)
+
+    monkeypatch.setattr(files, "read_members", counted)
+    return found
+
+
+def test_archives_in_turn_are_walked_through_once(make: Any, walks: Counter[str]) -> None:
+    for letter in "abc":
+        write_archive(make.folder / f"{letter}.ova", {f"m{i}": bytes(512) for i in range(40)})
+    lines = [f'RW 1 FLAT "{"abc"[i % 3]}.ova/m{i}" 0' for i in range(40)]
+    path = make.text("x.vmdk", lines, kind="custom")
+    assert len(discover(path).chains[0].links[0].extents) == 40
+    assert walks == {"a.ova": 1, "b.ova": 1, "c.ova": 1}
+    walks.clear()
+    engine = VmdkEngine([path])
+    assert walks == {"a.ova": 1, "b.ova": 1, "c.ova": 1}
+    engine.renew()
+    assert walks == {"a.ova": 1, "b.ova": 1, "c.ova": 1}
+    engine.close()
+
+
+def test_more_archives_than_are_remembered(make: Any, walks: Counter[str]) -> None:
+    """In turn, they do not push each other out."""
+    paths = [make.folder / f"{number:02}.ova" for number in range(20)]
+    for path in paths:
+        write_archive(path, {"m": path.name.encode()})
+    archives = Archives()
+    for _ in range(3):
+        for path in paths:
+            file = open_file(str(path / "m"), archives)
+            assert file.head(100) == path.name.encode()
+            file.close()
+    assert sorted(walks.values()) == [1] * 16 + [3] * 4
+
+
+def test_an_archive_that_was_written_is_walked_through_again(
+    make: Any, walks: Counter[str]
+) -> None:
+    path = make.folder / "a.ova"
+    archives = Archives()
+    for number, content in enumerate((b"1", b"22"), 1):
+        write_archive(path, {"pad": bytes(512 * number), "m": content})
+        os.utime(path, ns=(number, number))
+        file = open_file(str(path / "m"), archives)
+        assert file.head(100) == content
+        file.close()
+        assert list_folder(str(path), archives) == ["m", "pad"]
+        assert walks == {"a.ova": number}
+
+
+def test_an_archive_that_is_written_while_it_is_walked_through(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make.folder / "a.ova"
+    write_archive(path, {"m": b"1"})
+    plain = files.read_members
+
+    def written(read: Any, size: int, name: str) -> Any:
+        found = plain(read, size, name)
+        os.utime(path, ns=(1, 1))
+        return found
+
+    monkeypatch.setattr(files, "read_members", written)
+    archives = Archives()
+    with pytest.raises(StaleImage, match="written while it was opened"):
+        open_file(str(path / "m"), archives)
+    monkeypatch.setattr(files, "read_members", plain)
+    file = open_file(str(path / "m"), archives)
+    assert file.head(9) == b"1"
+    file.close()
 
 
 # A .vmx

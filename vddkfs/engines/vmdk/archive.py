@@ -29,7 +29,7 @@ from vddkfs.errors import DamagedSource, NotAVmdk
 
 BLOCK_BYTES = 512
 
-MAX_MEMBERS = 4096
+MAX_MEMBERS = 512
 """Entries of any kind in one archive; an OVA has a handful."""
 
 MAX_RECORD_BYTES = 64 << 10
@@ -37,6 +37,9 @@ MAX_RECORD_BYTES = 64 << 10
 
 MAX_RECORDS = 8
 """Extended records before one member: one long name, one link name, one of pax are usual."""
+
+MAX_RECORDS_BYTES = 1 << 20
+"""Bytes of all extended records of an archive together; those of an OVA have a few hundred."""
 
 MAX_SPARSE_BLOCKS = 4096
 """Further header blocks of one sparse member, 21 pieces each."""
@@ -107,6 +110,7 @@ class _Walk:
         self._path = printable(path)
         self._here = 0
         self._last = ""
+        self._records_bytes = 0
 
     def members(self) -> tuple[Member, ...]:
         found: dict[str, Member] = {}
@@ -173,6 +177,12 @@ class _Walk:
             raise self._damaged(
                 f"more describes the member at byte {self._here} than {MAX_RECORDS} records of "
                 f"{MAX_RECORD_BYTES} bytes",
+                advice=UNPACK_ADVICE,
+            )
+        self._records_bytes += header.size
+        if self._records_bytes > MAX_RECORDS_BYTES:
+            raise self._damaged(
+                f"the records that describe its members have more than {MAX_RECORDS_BYTES} bytes",
                 advice=UNPACK_ADVICE,
             )
         offset = self._here + BLOCK_BYTES
@@ -283,9 +293,7 @@ def _checksum_matches(block: bytes) -> bool:
     """Compare a header's checksum; some old writers summed signed bytes."""
     said = _number(block[148:156])
     rest = block[:148] + b"        " + block[156:]
-    unsigned = sum(rest)
-    signed = unsigned - 256 * sum(byte > 127 for byte in rest)
-    return said >= 0 and said in (unsigned, signed)
+    return said >= 0 and (said == sum(rest) or said == sum(memoryview(rest).cast("b")))
 
 
 def _number(field: bytes) -> int:

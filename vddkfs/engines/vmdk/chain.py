@@ -14,57 +14,97 @@ import os
 
 from vddkfs.engines.base import LinkInfo
 from vddkfs.engines.vmdk.descriptor import NO_PARENT
-from vddkfs.engines.vmdk.files import NOTHING_OUTSIDE, Trust, resolve
+from vddkfs.engines.vmdk.files import NOTHING_OUTSIDE, Archives, Trust, open_file, resolve
 from vddkfs.engines.vmdk.opening import Context, open_link
 from vddkfs.engines.vmdk.text import printable
-from vddkfs.errors import BrokenChain, SourceMissing
+from vddkfs.errors import BrokenChain, SourceMissing, VddkfsError
 
 MAX_LINKS = 254
 """A base and 253 deltas: more than vSphere (32 snapshots) or VDDK allow."""
 
+_FileId = tuple[int, int, int]
 
-def describe_chain(leaf: str, trust: Trust = NOTHING_OUTSIDE) -> tuple[LinkInfo, ...]:
-    """Open the chain that ends with the VMDK *leaf*, check it, and describe it base first.
+
+class Links:
+    """The links that one look at a SOURCE finds, each opened once, however many chains have it.
 
     Hints and extents outside a link's folder are followed as far as *trust* goes. Nothing stays
-    open. Raises BrokenChain, and all that ``open_link`` raises, for the first link that fails.
+    open.
     """
-    links: list[LinkInfo] = []
-    path = os.path.abspath(leaf)
-    while True:
-        info = _describe(path, links, trust)
-        _check(info, links)
-        links.append(info)
-        if info.parent_content_id == NO_PARENT:
-            return tuple(reversed(links))
-        if not info.parent_hint:
+
+    def __init__(self, trust: Trust = NOTHING_OUTSIDE) -> None:
+        self._trust = trust
+        self._context = Context(trust, table_cache_bytes=0)
+        self._archives = Archives()
+        self._known: dict[str, LinkInfo | VddkfsError] = {}
+
+    def chain(self, leaf: str) -> tuple[LinkInfo, ...]:
+        """Open the chain that ends with the VMDK *leaf*, check it, and describe it base first.
+
+        Raises BrokenChain, and all that ``open_link`` raises, for the first link that fails.
+        """
+        links: list[LinkInfo] = []
+        files: set[_FileId] = set()
+        path = os.path.abspath(leaf)
+        while True:
+            info = self._describe(path, links)
+            _check(info, links, files)
+            links.append(info)
+            files.add(_file(info))
+            if info.parent_content_id == NO_PARENT:
+                return tuple(reversed(links))
+            if not info.parent_hint:
+                raise BrokenChain(
+                    f"{printable(info.path)}: has the parent content id {info.parent_content_id}, "
+                    "but does not say which file that is",
+                    advice="restore its descriptor from a good copy",
+                )
+            path = resolve(info.parent_hint, info.path, self._trust)
+
+    def _describe(self, path: str, links: list[LinkInfo]) -> LinkInfo:
+        """Describe the link *path*; the last of *links*, if any, is the child that names it."""
+        if path not in self._known:
+            self._known[path] = self._look(path)
+        found = self._known[path]
+        if isinstance(found, LinkInfo):
+            return found
+        # What is missing may be one of its extents.
+        if isinstance(found, SourceMissing) and links and self._is_missing(path):
             raise BrokenChain(
-                f"{printable(info.path)}: has the parent content id {info.parent_content_id}, "
-                "but does not say which file that is",
-                advice="restore its descriptor from a good copy",
-            )
-        path = resolve(info.parent_hint, info.path, trust)
+                f"{printable(path)}: is missing, but is the parent of {printable(links[-1].path)}",
+                advice="bring the file back, under that name",
+            ) from found
+        raise found
+
+    def _look(self, path: str) -> LinkInfo | VddkfsError:
+        """Return what the link *path* is, or why it cannot be opened."""
+        try:
+            link = open_link(path, self._context)
+        except VddkfsError as error:
+            return error
+        link.close()
+        return link.info
+
+    def _is_missing(self, path: str) -> bool:
+        """Say whether there is no file *path*, be it in a folder or in an archive."""
+        try:
+            open_file(path, self._archives).close()
+        except SourceMissing:
+            return True
+        except VddkfsError:
+            return False
+        return False
 
 
-def _describe(path: str, links: list[LinkInfo], trust: Trust) -> LinkInfo:
-    """Describe the link *path*; the last of *links*, if any, is the child that names it."""
-    try:
-        link = open_link(path, Context(trust, table_cache_bytes=0))
-    except SourceMissing as error:
-        if not links or os.path.exists(path):
-            raise
-        raise BrokenChain(
-            f"{printable(path)}: is missing, but is the parent of {printable(links[-1].path)}",
-            advice="bring the file back, under that name",
-        ) from error
-    link.close()
-    return link.info
+def describe_chain(leaf: str, trust: Trust = NOTHING_OUTSIDE) -> tuple[LinkInfo, ...]:
+    """Describe one chain; see ``Links.chain``."""
+    return Links(trust).chain(leaf)
 
 
-def _check(info: LinkInfo, links: list[LinkInfo]) -> None:
-    """Check that *info* may follow *links*, which begin with the leaf."""
+def _check(info: LinkInfo, links: list[LinkInfo], files: set[_FileId]) -> None:
+    """Check that *info* may follow *links*, which begin with the leaf and are in *files*."""
     path = printable(info.path)
-    if _file(info) in map(_file, links):
+    if _file(info) in files:
         raise BrokenChain(
             f"{path}: is its own ancestor: the chain is a loop, closed by "
             f"{printable(links[-1].path)}",
@@ -84,6 +124,6 @@ def _check(info: LinkInfo, links: list[LinkInfo]) -> None:
         )
 
 
-def _file(info: LinkInfo) -> tuple[int, int, int]:
+def _file(info: LinkInfo) -> _FileId:
     stamp = info.identity.files[0]
     return stamp.device, stamp.inode, stamp.offset

@@ -11,7 +11,7 @@ import re
 import msgspec
 
 from vddkfs.engines.base import LinkInfo
-from vddkfs.engines.vmdk.chain import describe_chain
+from vddkfs.engines.vmdk.chain import Links
 from vddkfs.engines.vmdk.files import Trust, is_archive, open_file, resolve
 from vddkfs.engines.vmdk.folder import Folder
 from vddkfs.engines.vmdk.text import printable
@@ -62,11 +62,11 @@ def discover(source: str, *, follow_any: bool = False, raw_devices: bool = False
         return _discover_folder(path, trust)
     if path.lower().endswith(".vmx"):
         return _discover_vmx(path, trust)
-    return Discovery((_chain(path, trust),), ())
+    return Discovery((_chain(path, Links(trust)),), ())
 
 
-def _chain(leaf: str, trust: Trust) -> Chain:
-    links = describe_chain(leaf, trust)
+def _chain(leaf: str, known: Links) -> Chain:
+    links = known.chain(leaf)
     return Chain(_SUFFIX.sub("", os.path.basename(links[0].path)), links)
 
 
@@ -76,7 +76,7 @@ def _discover_vmx(path: str, trust: Trust) -> Discovery:
         raw = file.head(MAX_VMX_BYTES + 1)
     finally:
         file.close()
-    found = _Findings()
+    found = _Findings(trust)
     seen: set[str] = set()
     for disk in parse_vmx(raw, printable(path)):
         try:
@@ -86,20 +86,21 @@ def _discover_vmx(path: str, trust: Trust) -> Discovery:
             continue
         if leaf not in seen:
             seen.add(leaf)
-            found.try_chain(leaf, trust)
+            found.try_chain(leaf)
     return found.result(f"no virtual disk in {printable(path)}")
 
 
 class _Findings:
     """Chains and failures, as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: Trust) -> None:
+        self._links = Links(trust)
         self.chains: list[Chain] = []
         self.left_out: list[LeftOut] = []
 
-    def try_chain(self, leaf: str, trust: Trust) -> None:
+    def try_chain(self, leaf: str) -> None:
         try:
-            self.chains.append(_chain(leaf, trust))
+            self.chains.append(_chain(leaf, self._links))
         except VddkfsError as error:
             self.left_out.append(LeftOut(leaf, error))
 
@@ -116,9 +117,9 @@ class _Findings:
 def _discover_folder(path: str, trust: Trust) -> Discovery:
     folder = Folder(path)
     folder.scan()
-    found = _Findings()
+    found = _Findings(trust)
     for leaf in folder.leaves():
-        found.try_chain(leaf, trust)
+        found.try_chain(leaf)
     found.left_out += [LeftOut(name, error) for name, error in folder.errors.items()]
     found.left_out.sort(key=lambda entry: entry.path)
     return found.result(f"no VMDK in {printable(path)}")

@@ -201,8 +201,9 @@ class VmdkEngine:
     def renew(self) -> Renewal:
         """Open all files of all links again, and forget every table.
 
-        The kernel keeps the files' pages as they are on their disks, and a network file system asks
-        its server when a file is opened: nothing else is kept. What is another file altogether is
+        The kernel keeps the files' pages as they are on their disks, a network file system asks its
+        server when a file is opened, and what is kept of a device is dropped then: nothing else is
+        kept. What is another file altogether is
         only reported, as by ``revalidate``, and a damaged last link read as far as it can be.
         """
         identities, steps = [], []

@@ -1,15 +1,21 @@
-"""Opening the files of a link: regular files, never outside the folder or a device unless allowed.
+"""Opening the files of a link: regular files, and devices of this machine where that is allowed.
+
+What a descriptor names is not followed out of its folder unless that is allowed. That is a matter
+of names: a symbolic link that lies in the folder is followed wherever it leads, if a regular file
+is there, because nobody can make one who may not write to the folder.
 
 A file may be a member of an archive (an .ova), named as if that were a folder:
 ``/vms/web.ova/web-disk1.vmdk``. It is read where it is. Every failure becomes a VddkfsError that
 names the file.
 """
 
+import contextlib
 import errno
-import functools
+import fcntl
 import os
 import re
 import stat
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -31,6 +37,9 @@ _WINDOWS_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
+_BLKFLSBUF: Final = 0x1261
+_MAX_ARCHIVES = 16
+
 NO_LIMIT: Final = 1 << 62
 """As ``OpenFile.limit``: the file ends where it ends."""
 
@@ -50,7 +59,8 @@ class OpenFile(msgspec.Struct, frozen=True):
     """A file opened for reading, with its stamp of that moment; sizes are in bytes.
 
     *base* is where it begins in what is open as *fd*, and *limit* where that is not this file any
-    more: a member of the archive *holder* has others behind it.
+    more: a member of the archive *holder* has others behind it. *direct_fd* is the same device
+    opened with O_DIRECT, -1 for what is no device.
     """
 
     path: str
@@ -60,6 +70,7 @@ class OpenFile(msgspec.Struct, frozen=True):
     base: int = 0
     limit: int = NO_LIMIT
     holder: str = ""
+    direct_fd: int = -1
 
     @property
     def size(self) -> int:
@@ -114,8 +125,44 @@ class OpenFile(msgspec.Struct, frozen=True):
         return _stamp(self.path, found)
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptors."""
         os.close(self.fd)
+        if self.direct_fd >= 0:
+            os.close(self.direct_fd)
+
+
+class Archives:
+    """What is in the archives whose members are opened one after another, each walked through once.
+
+    For as long as one look at a SOURCE, or one engine. The first archives that come are remembered,
+    and no more: one after another in turn must not push each other out.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[FileStamp, dict[str, Member]]] = {}
+
+    def members(self, archive: OpenFile) -> Mapping[str, Member]:
+        """Return the members of *archive*, a regular file, by their names.
+
+        Raises NotAVmdk if it is no archive, DamagedSource, StaleImage.
+        """
+        stamp, members = self._known.get(archive.path, (None, {}))
+        if stamp == archive.stamp:
+            return members
+        if not looks_like_archive(archive.head(BLOCK_BYTES)):
+            raise NotAVmdk(
+                f"{printable(archive.path)}: is neither a folder nor an archive",
+                advice="name a .vmdk, a .vmx, an .ova or a folder of VMDKs",
+            )
+        found = read_members(archive.at, archive.size, archive.path)
+        if archive.was_written():
+            raise StaleImage(
+                f"{printable(archive.path)}: written while it was opened", advice="try again"
+            )
+        members = {member.name: member for member in found}
+        if len(self._known) < _MAX_ARCHIVES or archive.path in self._known:
+            self._known[archive.path] = archive.stamp, members
+        return members
 
 
 def stamp_of(path: str) -> FileStamp:
@@ -133,9 +180,10 @@ def stamp_and_space(path: str) -> tuple[FileStamp, int]:
     return _stamp(path, found), found.st_blocks * 512
 
 
-def open_file(path: str) -> OpenFile:
+def open_file(path: str, archives: Archives | None = None) -> OpenFile:
     """Open the regular file *path*, or the member of an archive that it names, for reading.
 
+    *archives* remembers what is in an archive; without it, the archive is walked through each time.
     Raises SourceMissing, AccessDenied, NotAVmdk (not a regular file), DamagedSource (the file
     system failed, or the archive is damaged), StaleImage (replaced under our hands).
     """
@@ -143,7 +191,7 @@ def open_file(path: str) -> OpenFile:
         # Looked at first: opening some devices acts on them, and a fifo would wait for its writer.
         mode = os.stat(path).st_mode
     except NotADirectoryError as error:
-        return _open_member(path, error)
+        return _open_member(path, error, archives or Archives())
     except OSError as error:
         raise failure(path, error) from error
     _require_regular(path, mode)
@@ -154,23 +202,44 @@ def open_file(path: str) -> OpenFile:
 def open_device(path: str) -> OpenFile:
     """Open the block device *path* for reading. Raises as ``open_file``, NotAVmdk for other files.
 
-    Its size is what the device has now; what it holds takes all of it.
+    Its size is what the device has now; what it holds takes all of it. It is opened twice: with
+    O_DIRECT as well. Linux forgets the pages that it keeps of the device, because it is not told
+    when another machine writes to it. Neither does the mtime of the device's node follow what is
+    written: an identity that has not changed proves nothing about the content.
     """
+    opened: list[int] = []
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISBLK(mode):
+        if not stat.S_ISBLK(os.stat(path).st_mode):
             raise NotAVmdk(
                 f"{printable(path)}: is not a block device", advice="correct the descriptor"
             )
         fd, found = _open(path)
-    except OSError as error:
-        raise failure(path, error) from error
-    try:
+        opened.append(fd)
+        direct, same = _open(path, os.O_DIRECT)
+        opened.append(direct)
+        if not os.path.samestat(found, same):
+            raise _replaced(path)
+        _forget_pages(fd)
         size = os.lseek(fd, 0, os.SEEK_END)
-    except OSError as error:
-        os.close(fd)
-        raise failure(path, error) from error
-    return OpenFile(path, fd, _stamp(path, found, size), size)
+    except (OSError, VddkfsError) as error:
+        for fd in opened:
+            os.close(fd)
+        if isinstance(error, OSError):
+            raise failure(path, error) from error
+        raise
+    return OpenFile(path, fd, _stamp(path, found, size), size, direct_fd=direct)
+
+
+def _forget_pages(fd: int) -> None:
+    """Have Linux forget the clean pages of the device *fd*, and read nothing ahead through it.
+
+    A page that is just being read ahead would be passed by, and stay. Raises OSError.
+    """
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    # Buffers above the pages keep some; that needs CAP_SYS_ADMIN.
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, _BLKFLSBUF, 0)
 
 
 def is_archive(path: str) -> bool:
@@ -184,23 +253,27 @@ def is_archive(path: str) -> bool:
         file.close()
 
 
-def list_folder(path: str) -> list[str]:
-    """Return the names in the folder, or archive, *path*, sorted.
+def list_folder(path: str, archives: Archives | None = None) -> list[str]:
+    """Return the names in the folder, or archive, *path*, sorted; *archives* as in ``open_file``.
 
     Raises SourceMissing, AccessDenied, DamagedSource.
     """
     if os.path.isfile(path):
-        return sorted({member.name for member in _members(stamp_of(path), path)})
+        archive = open_file(path)
+        try:
+            return sorted((archives or Archives()).members(archive))
+        finally:
+            archive.close()
     try:
         return sorted(os.listdir(path))
     except OSError as error:
         raise failure(path, error) from error
 
 
-def _open(path: str) -> tuple[int, os.stat_result]:
+def _open(path: str, flags: int = 0) -> tuple[int, os.stat_result]:
     """Open what was just looked at, and return the descriptor with what it is of."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | flags)
     except OSError as error:
         raise failure(path, error) from error
     try:
@@ -210,9 +283,7 @@ def _open(path: str) -> tuple[int, os.stat_result]:
         os.set_blocking(fd, True)
         named = os.stat(path)
         if (named.st_dev, named.st_ino) != (found.st_dev, found.st_ino):
-            raise StaleImage(
-                f"{printable(path)}: replaced while it was being opened", advice="try again"
-            )
+            raise _replaced(path)
     except OSError as error:
         os.close(fd)
         raise failure(path, error) from error
@@ -222,7 +293,11 @@ def _open(path: str) -> tuple[int, os.stat_result]:
     return fd, found
 
 
-def _open_member(path: str, error: OSError) -> OpenFile:
+def _replaced(path: str) -> StaleImage:
+    return StaleImage(f"{printable(path)}: replaced while it was being opened", advice="try again")
+
+
+def _open_member(path: str, error: OSError, archives: Archives) -> OpenFile:
     """Open the member of an archive that *path* names; *error* is that no such file exists."""
     holder = path
     while not os.path.lexists(holder) and holder != os.path.dirname(holder):
@@ -232,8 +307,8 @@ def _open_member(path: str, error: OSError) -> OpenFile:
     name = path[len(holder) + 1 :]
     archive = open_file(holder)
     try:
-        found = [member for member in _members(archive.stamp, holder) if member.name == name]
-        if not found:
+        member = archives.members(archive).get(name)
+        if member is None:
             raise SourceMissing(
                 f"{printable(path)}: no file of that name is in the archive",
                 advice="`tar -tf` lists what is",
@@ -241,32 +316,11 @@ def _open_member(path: str, error: OSError) -> OpenFile:
     except BaseException:
         archive.close()
         raise
-    member = found[-1]
     stamp = msgspec.structs.replace(
         archive.stamp, path=printable(path), size=member.size, offset=member.offset
     )
     end = member.offset + member.size
     return OpenFile(path, archive.fd, stamp, member.size, member.offset, end, holder)
-
-
-@functools.lru_cache(maxsize=2)
-def _members(stamp: FileStamp, path: str) -> tuple[Member, ...]:
-    """Return what is in the archive *path*, which was like *stamp* a moment ago.
-
-    Remembered, because each file of it that is opened asks again.
-    """
-    archive = open_file(path)
-    try:
-        if archive.stamp != stamp:
-            raise StaleImage(f"{printable(path)}: written while it was opened", advice="try again")
-        if not looks_like_archive(archive.head(BLOCK_BYTES)):
-            raise NotAVmdk(
-                f"{printable(path)}: is neither a folder nor an archive",
-                advice="name a .vmdk, a .vmx, an .ova or a folder of VMDKs",
-            )
-        return read_members(archive.at, archive.size, printable(path))
-    finally:
-        archive.close()
 
 
 def _stamp(path: str, found: os.stat_result, size: int = -1) -> FileStamp:

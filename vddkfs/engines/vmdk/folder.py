@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from vddkfs.engines.vmdk.descriptor import Descriptor
-from vddkfs.engines.vmdk.files import OpenFile, list_folder, open_file
+from vddkfs.engines.vmdk.files import Archives, OpenFile, list_folder, open_file
 from vddkfs.engines.vmdk.recognise import is_extent_name, read_descriptor
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import UnsupportedFormat, VddkfsError
@@ -28,10 +28,11 @@ class Folder:
         self.ids: dict[str, _FileId] = {}
         self.is_archive = not os.path.isdir(path)
         self._embedded: set[_FileId] = set()
+        self._archives = Archives()
 
     def scan(self) -> None:
         """Read every file's descriptor. Raises if the folder itself cannot be listed."""
-        paths = [os.path.join(self.path, name) for name in list_folder(self.path)]
+        paths = [os.path.join(self.path, name) for name in list_folder(self.path, self._archives)]
         for path in paths:
             if _NOT_AS_IT_IS.search(path) and self.is_archive:
                 self.errors[path] = UnsupportedFormat(
@@ -53,7 +54,7 @@ class Folder:
         if os.path.isdir(path):
             return
         try:
-            file = open_file(path)
+            file = open_file(path, self._archives)
         except VddkfsError as error:
             self.errors[path] = error
             return
@@ -111,14 +112,12 @@ class Folder:
         found = self.ids.get(parent)
         return found if found in self.descriptors else None
 
-    def ancestors(self, identity: _FileId) -> set[_FileId]:
-        """Return *identity* and all that is below it."""
-        seen: set[_FileId] = set()
+    def _reach(self, identity: _FileId, reached: set[_FileId]) -> None:
+        """Add to *reached* what is not yet there of *identity* and all that is below it."""
         here: _FileId | None = identity
-        while here is not None and here not in seen:
-            seen.add(here)
+        while here is not None and here not in reached:
+            reached.add(here)
             here = self.parent(here)
-        return seen
 
     def leaves(self) -> list[str]:
         """Return the leaves in order of their names, and one link of every loop without a leaf."""
@@ -126,9 +125,9 @@ class Folder:
         leaves = [identity for identity in self.descriptors if identity not in parents]
         reached: set[_FileId] = set()
         for leaf in leaves:
-            reached |= self.ancestors(leaf)
+            self._reach(leaf, reached)
         for identity in self.descriptors:
             if identity not in reached:
                 leaves.append(identity)
-                reached |= self.ancestors(identity)
+                self._reach(identity, reached)
         return sorted(self.descriptors[leaf][0] for leaf in leaves)

@@ -9,9 +9,11 @@ from vddkfs.engines.base import ExtentInfo, LinkIdentity, LinkInfo
 from vddkfs.engines.vmdk import cowd, sesparse, sparse
 from vddkfs.engines.vmdk.deferred import DeferredExtent, Shelf
 from vddkfs.engines.vmdk.descriptor import COPY_ADVICE, Descriptor, ExtentLine
+from vddkfs.engines.vmdk.device import DeviceExtent
 from vddkfs.engines.vmdk.extents import Extent, FlatExtent, ZeroExtent
 from vddkfs.engines.vmdk.files import (
     NOTHING_OUTSIDE,
+    Archives,
     OpenFile,
     Trust,
     open_device,
@@ -69,6 +71,7 @@ class Context:
         self.tables = TableCache(table_cache_bytes)
         self.grains = GrainCache()
         self.shelf = Shelf()
+        self.archives = Archives()
         self._eager = MANY_EXTENTS
         self._deferred: dict[str, bool] = {}
         self._say = tell
@@ -112,7 +115,7 @@ class _Opening:
     def __init__(self, path: str, context: Context) -> None:
         self._path = path
         self._context = context
-        self._files = {path: open_file(path)}
+        self._files = {path: open_file(path, context.archives)}
         self._deferred: list[DeferredExtent] = []
         self._notes: list[str] = []
 
@@ -156,7 +159,7 @@ class _Opening:
             self._check_length(name, stamp.size, line)
 
         def opener() -> tuple[Extent, OpenFile]:
-            file = open_file(name)
+            file = open_file(name, self._context.archives)
             try:
                 return self._opened(file, line, start, None, []), file
             except BaseException:
@@ -201,6 +204,8 @@ class _Opening:
             layout = self._layout(file, line, header, notes)
             return self._grain_extent(file, layout, line, start)
         self._check_length(file.path, file.size, line)
+        if file.direct_fd >= 0:
+            return DeviceExtent(file, start, line.sectors, line.offset, self._path)
         return FlatExtent(file, start, line.sectors, line.offset)
 
     def _check_length(self, path: str, size: int, line: ExtentLine) -> None:
@@ -235,7 +240,10 @@ class _Opening:
             name = resolve(line.name, self._path, self._context.trust)
         if name not in self._files:
             try:
-                self._files[name] = open_device(name) if names_device(line) else open_file(name)
+                if names_device(line):
+                    self._files[name] = open_device(name)
+                else:
+                    self._files[name] = open_file(name, self._context.archives)
             except SourceMissing as error:
                 raise self._missing(name) from error
         return self._files[name]
