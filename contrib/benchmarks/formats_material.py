@@ -100,7 +100,12 @@ class FormatStore(Store):
         leaf = folder / f"chain-{links}-{links - 1}.vmdk"
         files = [folder / "disk.vmdk", *sorted(folder.glob(f"chain-{links}-*.vmdk"))]
         return Material(
-            f"chain-{links}", leaf, tuple(files), self._sizes.chain, "disk", ("cache_size=16M", "readahead=0")
+            f"chain-{links}",
+            leaf,
+            tuple(files),
+            self._sizes.chain,
+            "disk",
+            ("cache_size=16M", "readahead=0"),
         )
 
     def _make_converted(self, folder: Path, name: str) -> None:

@@ -100,29 +100,36 @@ def mapped(name: str, direct: bool, ranges: list[tuple[int, int]]) -> list[bytes
         os.close(fd)
 
 
-_held: list[tuple[mmap.mmap, Any]] = []
+_held: list[tuple[int, int]] = []
+"""Address and size of what ``hold_pages`` has mapped."""
 
 
 def hold_pages(name: str) -> None:
-    """Have the kernel keep the pages that it has of a file, wanted elsewhere or not."""
+    """Have the kernel keep the pages of a file or a block device, wanted elsewhere or not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
     fd = os.open(name, flags(False))
     try:
-        area = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        # Shared, or mlock() would keep copies of its own.
+        area = libc.mmap(
+            None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0)
+        )
     finally:
         os.close(fd)
-    # From here on mlock() reads what is missing.
-    view = ctypes.c_char.from_buffer(area)
-    if ctypes.CDLL(None, use_errno=True).mlock(ctypes.byref(view), ctypes.c_size_t(len(area))):
+    if area in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    _held.append((area, view))
+    _held.append((area, size))
+    # What is missing is read now.
+    if libc.mlock(ctypes.c_void_p(area), ctypes.c_size_t(size)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def release_pages() -> None:
     """End all :func:`hold_pages`."""
     while _held:
-        area, view = _held.pop()
-        del view
-        area.close()
+        area, size = _held.pop()
+        ctypes.CDLL(None).munmap(ctypes.c_void_p(area), ctypes.c_size_t(size))
 
 
 def hammer(name: str, wanted: str, seed: int, count: int) -> str:

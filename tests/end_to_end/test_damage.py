@@ -102,21 +102,27 @@ def test_open_after_a_truncation(mount: Mounts, vm: Path) -> None:
     assert broken(found, fd, MIB) == [2 * MIB, 3 * MIB]
 
 
-def grain_entry(path: Path, grain: int) -> int:
+PRIMARY, REDUNDANT = 56, 48
+"""Where the header says where a grain directory is."""
+
+
+def grain_entry(path: Path, grain: int, which: int = PRIMARY) -> int:
     """Return the offset of a grain's entry in the table of a monolithic sparse file."""
     with open(path, "rb") as file:
         header = file.read(SECTOR)
         assert header[:4] == b"KDMV"
-        (directory,) = struct.unpack_from("<Q", header, 56)
+        (directory,) = struct.unpack_from("<Q", header, which)
         file.seek(directory * SECTOR + grain // 512 * 4)
         (table,) = struct.unpack("<I", file.read(4))
     return int(table) * SECTOR + grain % 512 * 4
 
 
 def put_entry(path: Path, grain: int, entry: int) -> None:
+    """Write a grain's entry in both tables that have it."""
     with open(path, "r+b") as file:
-        file.seek(grain_entry(path, grain))
-        file.write(struct.pack("<I", entry))
+        for which in (PRIMARY, REDUNDANT):
+            file.seek(grain_entry(path, grain, which))
+            file.write(struct.pack("<I", entry))
 
 
 GARBAGE = {"outside the file": 0xFFFFFFF0, "in the header": 1}

@@ -434,13 +434,14 @@ def test_refused_with_the_reason(able: None, vm: Path, refused: tuple[Make, str]
 
 def spoilt(folder: Path) -> tuple[Path, bytes]:
     """Make a disk whose primary grain directory leads nowhere, and return what it shows."""
-    made = by_makers(hosted(1, redundant=True))(folder)
-    with open(made.source, "r+b") as file:
+    wanted = sparse_noise("spoilt", 4 * MIB)
+    path = make_vmdk(folder / "0.vmdk", wanted)
+    with open(path, "r+b") as file:
         file.seek(56)
         directory = int.from_bytes(file.read(8), "little")
         file.seek(directory * SECTOR)
         file.write(b"\xff" * 4)
-    return made.source, made.wanted[0]
+    return path, wanted
 
 
 def test_redundant_directory(mount: Mounts, vm: Path) -> None:

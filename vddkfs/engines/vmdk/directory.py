@@ -221,11 +221,12 @@ class Directory:
         if not self._may_use_spare(flags):
             return found
         try:
-            found = merged(found, self._spare(number, first, first + len(found)), possible)
+            mended = merged(found, self._spare(number, first, first + len(found)), possible)
         except EngineError:
             return found
-        self._say(number)
-        return found
+        if mended != found:
+            self._say(number)
+        return mended
 
     def _possible(self) -> Possible:
         size = self._file.size if self._file.holder else os.fstat(self._file.fd).st_size

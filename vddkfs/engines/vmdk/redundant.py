@@ -69,7 +69,7 @@ def agrees(layout: Layout, primary: Table, spare: Table, possible: Possible) -> 
             ours = theirs
         if ours != theirs:
             return False
-        places = [entry for entry in theirs if entry > ZERO_ENTRY]
+        places = [entry for entry in theirs if entry > ZERO_ENTRY and possible.one(entry)]
         grains += len(places)
         first = min([first, *places])
     # Whoever writes a file puts each grain behind the last: a gap is a grain that they do not know.
