@@ -203,6 +203,8 @@ class Vm:
 class ScriptedEngine:
     """Sectors are full of the number that the VM had when the engine was opened."""
 
+    threads = 2
+
     def __init__(self, vm: Vm) -> None:
         vm.calls.append("open")
         if vm.refusal is not None:

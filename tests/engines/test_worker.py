@@ -16,7 +16,7 @@ import pytest
 from vddkfs.engines import protocol
 from vddkfs.engines.base import SECTOR, LinkIdentity, MapExtent, MapSlice, Renewal, Step
 from vddkfs.engines.config import EngineConfig, VmdkConfig
-from vddkfs.engines.pool import READ_THREADS, PooledEngine
+from vddkfs.engines.pool import PooledEngine
 from vddkfs.engines.protocol import MapQuery, Op
 from vddkfs.engines.worker import Worker
 from vddkfs.errors import EngineError, SourceMissing, VddkfsError
@@ -33,6 +33,8 @@ SECONDS = 10.0
 
 class FakeEngine:
     """Sector n is full of byte n. Reads of image 1 wait in the pool until *release* is set."""
+
+    threads = 5
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
@@ -183,14 +185,14 @@ def test_reads_that_wait_leave_the_main_thread_free(started: Started) -> None:
     waiting = [daemon.ask(Op.READ, image=1, sector=n, count=1, offset=n * 512) for n in range(20)]
     quick = daemon.ask(Op.READ, sector=50, count=1, offset=30000)
     assert daemon.answer()[:2] == (quick, 0), "it overtakes those that wait"
-    while engine.reading < READ_THREADS:
+    while engine.reading < engine.threads:
         assert daemon.silent()
     engine.release.set()
     answers = [daemon.answer() for _ in waiting]
     assert sorted(answers) == [(number, 0, b"") for number in waiting]
     assert area[: 20 * SECTOR] == b"".join(bytes([n]) * SECTOR for n in range(20))
     threads = {call[4] for call in engine.calls if call[0] == 1}
-    assert len(threads) == READ_THREADS
+    assert len(threads) == engine.threads
     assert daemon.thread not in threads
 
 

@@ -311,6 +311,10 @@ class BlockingEngine(Engine, Protocol):
     are called from the worker's main thread only.
     """
 
+    @property
+    def threads(self) -> int:
+        """How many reads at once do good: more where they wait, fewer where they compute."""
+
     def read_nowait(
         self, image: int, sector: int, count: int, into: memoryview, direct: bool
     ) -> bool:

@@ -9,7 +9,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import Final
 
 from vddkfs.engines.base import (
     Answer,
@@ -23,8 +22,6 @@ from vddkfs.engines.base import (
 )
 from vddkfs.errors import VddkfsError
 
-READ_THREADS: Final = 8
-
 _Read = tuple[int, int, int, memoryview, bool, Done]
 
 
@@ -33,6 +30,7 @@ class PooledEngine:
 
     def __init__(self, engine: BlockingEngine) -> None:
         self._engine = engine
+        self._most = engine.threads
         self._queue: queue.SimpleQueue[_Read] = queue.SimpleQueue()
         self._lock = threading.Condition()
         self._threads = 0
@@ -52,7 +50,7 @@ class PooledEngine:
             return
         with self._lock:
             self._busy += 1
-            if self._busy > self._threads and self._threads < READ_THREADS:
+            if self._busy > self._threads and self._threads < self._most:
                 self._threads += 1
                 threading.Thread(target=self._run, daemon=True).start()
         self._queue.put((image, sector, count, into, direct, done))

@@ -1,5 +1,6 @@
 """Compressed grains: read in any pieces, expanded once, and damage that stays where it is."""
 
+import os
 import random
 import struct
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from vddkfs.engines.vmdk import VmdkEngine, packed
+from vddkfs.engines.vmdk.engine import READ_THREADS
 from vddkfs.engines.vmdk.packed import GrainCache, PackedExtent
 from vddkfs.errors import EngineError
 
@@ -239,3 +241,12 @@ def test_nothing_is_kept_after_a_revalidation(
         again()
         assert read(engine, 128, 128) == new
         new = new[::-1]
+
+
+def test_expanding_takes_no_more_threads_than_there_are_processors(
+    disk: Path, qemu: Any, tmp_path: Path, opened: Callable[..., VmdkEngine]
+) -> None:
+    assert opened(disk).threads == max(2, os.cpu_count() or 1)
+    plain = tmp_path / "plain.vmdk"
+    qemu.create(plain, 64 * KIB)
+    assert opened(plain).threads == READ_THREADS

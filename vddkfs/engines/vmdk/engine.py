@@ -30,12 +30,15 @@ from vddkfs.engines.vmdk.files import Trust
 from vddkfs.engines.vmdk.link import OpenLink
 from vddkfs.engines.vmdk.opening import Context, open_link
 from vddkfs.engines.vmdk.owners import DEEP, Owners
+from vddkfs.engines.vmdk.packed import PackedExtent
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.engines.vmdk.write import BaseWriter
 from vddkfs.errors import DamagedSource, EngineError, StaleImage
 
 _NOWAIT: Final = os.RWF_NOWAIT
+READ_THREADS: Final = 8
+"""Reads at once that a disk or a network file system does well with."""
 _NO_SUCH_FLAG: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
@@ -74,6 +77,13 @@ class VmdkEngine:
         self._last = len(self._links) - 1
         self._in_archive = any(link.in_archive for link in self._links)
         self._owners = Owners(self._links, self._context.tables)
+
+    @property
+    def threads(self) -> int:
+        """See ``BlockingEngine``: expanding grains takes all of a processor."""
+        extents = (extent for link in self._links for extent in link.extents)
+        packed = any(isinstance(extent, PackedExtent) for extent in extents)
+        return max(2, os.cpu_count() or 1) if packed else READ_THREADS
 
     def identities(self) -> Sequence[LinkIdentity]:
         """Return the links' identities as they were when they were opened, base first."""
