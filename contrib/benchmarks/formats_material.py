@@ -179,7 +179,10 @@ class FormatStore(Store):
         """Make both chains on one base; the longer one has its changes in many deltas."""
         capacity = self._sizes.chain
         raw = folder / "content.raw"
-        raw.write_bytes(random.Random(8).randbytes(capacity))
+        dice = random.Random(8)
+        with raw.open("wb") as file:
+            for _ in range(0, capacity, MIB):
+                file.write(dice.randbytes(MIB))
         _convert(raw, folder / "disk.vmdk", "monolithicSparse")
         raw.unlink()
         dice = random.Random(9)
