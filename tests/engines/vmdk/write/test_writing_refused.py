@@ -22,7 +22,7 @@ from tests.engines.vmdk.write.writers import (
     open_writers,
     patch_file,
 )
-from vddkfs.engines.vmdk import VmdkEngine
+from vddkfs.engines.vmdk import VmdkEngine, opening
 from vddkfs.engines.vmdk.write import BaseWriter
 from vddkfs.errors import EngineError, VddkfsError
 
@@ -58,6 +58,18 @@ def link_with(engine: VmdkEngine, **changes: Any) -> Any:
     link = engine._links[0]
     info = msgspec.structs.replace(link.info, **changes)
     return SimpleNamespace(info=info, path=link.path, capacity=link.capacity, extents=link.extents)
+
+
+def test_more_extents_than_are_kept_open(
+    make: Any, opened: Callable[..., VmdkEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "MANY_EXTENTS", 2)
+    lines = []
+    for number in range(3):
+        (make.folder / f"x-f{number}.vmdk").write_bytes(bytes(512))
+        lines.append(f'RW 1 FLAT "x-f{number}.vmdk" 0')
+    engine = opened(make.text("x.vmdk", lines, kind="twoGbMaxExtentFlat"))
+    refused(engine._links[0], "3 extents are more than are kept open")
 
 
 def test_refused_with_a_parent(make: Any, opened: Callable[..., VmdkEngine]) -> None:

@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from vddkfs.engines.base import ExtentInfo, LinkInfo
+from vddkfs.engines.vmdk.deferred import DeferredExtent
 from vddkfs.engines.vmdk.descriptor import NO_PARENT
 from vddkfs.engines.vmdk.extents import Extent
 from vddkfs.engines.vmdk.formats import FLAT_KINDS, SPARSE, ZEROS
@@ -240,6 +241,9 @@ def _check_link(link: OpenLink) -> None:
         if not fits and extent.kind != ZEROS:
             what = f"an extent of kind {extent.kind} in a disk of type {printable(info.format)}"
             raise refusal(extent.path or info.path, what, _CONVERT_ADVICE)
+    if any(isinstance(extent, DeferredExtent) for extent in link.extents):
+        what = f"its {len(link.extents)} extents are more than are kept open"
+        raise refusal(info.path, what, _CONVERT_ADVICE)
     _check_shared(link.extents, info)
 
 
