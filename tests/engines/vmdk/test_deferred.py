@@ -207,3 +207,15 @@ def test_the_bound_is_one_of_all_links(
     kinds = [type(link.extents[0]).__name__ for link in engine._links]
     assert kinds == ["FlatExtent"] * 2 + ["DeferredExtent"] * 3
     assert read(engine, 0, 3) == bytes(1536)
+
+
+def test_each_link_of_a_source_is_described_as_if_it_were_alone(make: Any) -> None:
+    """However many disks a folder has, the headers of their extents are looked at."""
+    for number in range(12):
+        name = f"d{number:02}-s001.vmdk"
+        (make.folder / name).write_bytes(b"junk" * 1024)
+        make.text(f"d{number:02}.vmdk", [f'RW 8 SPARSE "{name}"'], kind="twoGbMaxExtentSparse")
+    make.flat("good", bytes(4096))
+    found = discover(str(make.folder))
+    assert [chain.name for chain in found.chains] == ["good"]
+    assert len(found.left_out) == 12

@@ -32,10 +32,9 @@ class Links:
     open.
     """
 
-    def __init__(self, trust: Trust = NOTHING_OUTSIDE) -> None:
+    def __init__(self, trust: Trust = NOTHING_OUTSIDE, archives: Archives | None = None) -> None:
         self._trust = trust
-        self._context = Context(trust, table_cache_bytes=0)
-        self._archives = Archives()
+        self._archives = archives or Archives()
         self._known: dict[str, LinkInfo | VddkfsError] = {}
 
     def chain(self, leaf: str) -> tuple[LinkInfo, ...]:
@@ -78,8 +77,10 @@ class Links:
 
     def _look(self, path: str) -> LinkInfo | VddkfsError:
         """Return what the link *path* is, or why it cannot be opened."""
+        # One context a link: only the links of an engine are open, and share a bound, together.
+        context = Context(self._trust, table_cache_bytes=0, archives=self._archives)
         try:
-            link = open_link(path, self._context)
+            link = open_link(path, context)
         except VddkfsError as error:
             return error
         link.close()

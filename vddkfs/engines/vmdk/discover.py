@@ -12,7 +12,7 @@ import msgspec
 
 from vddkfs.engines.base import LinkInfo
 from vddkfs.engines.vmdk.chain import Links
-from vddkfs.engines.vmdk.files import Trust, is_archive, open_file, resolve
+from vddkfs.engines.vmdk.files import Archives, Trust, is_archive, open_file, resolve
 from vddkfs.engines.vmdk.folder import Folder
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.engines.vmdk.vmx import MAX_VMX_BYTES, parse_vmx
@@ -93,8 +93,8 @@ def _discover_vmx(path: str, trust: Trust) -> Discovery:
 class _Findings:
     """Chains and failures, as they come."""
 
-    def __init__(self, trust: Trust) -> None:
-        self._links = Links(trust)
+    def __init__(self, trust: Trust, archives: Archives | None = None) -> None:
+        self._links = Links(trust, archives)
         self.chains: list[Chain] = []
         self.left_out: list[LeftOut] = []
 
@@ -115,9 +115,10 @@ class _Findings:
 
 
 def _discover_folder(path: str, trust: Trust) -> Discovery:
-    folder = Folder(path)
+    archives = Archives()
+    folder = Folder(path, archives)
     folder.scan()
-    found = _Findings(trust)
+    found = _Findings(trust, archives)
     for leaf in folder.leaves():
         found.try_chain(leaf)
     found.left_out += [LeftOut(name, error) for name, error in folder.errors.items()]

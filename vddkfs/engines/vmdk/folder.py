@@ -21,14 +21,14 @@ _FileId = tuple[int, int, int]
 class Folder:
     """The files of a folder that look like VMDKs, as far as their first kilobytes tell."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, archives: Archives | None = None) -> None:
         self.path = path
         self.descriptors: dict[_FileId, tuple[str, Descriptor]] = {}
         self.errors: dict[str, VddkfsError] = {}
         self.ids: dict[str, _FileId] = {}
         self.is_archive = not os.path.isdir(path)
         self._embedded: set[_FileId] = set()
-        self._archives = Archives()
+        self._archives = archives or Archives()
 
     def scan(self) -> None:
         """Read every file's descriptor. Raises if the folder itself cannot be listed."""

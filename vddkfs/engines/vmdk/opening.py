@@ -66,12 +66,13 @@ class Context:
         trust: Trust = NOTHING_OUTSIDE,
         table_cache_bytes: int = DEFAULT_CACHE_BYTES,
         tell: Callable[[str], None] = say,
+        archives: Archives | None = None,
     ) -> None:
         self.trust = trust
         self.tables = TableCache(table_cache_bytes)
         self.grains = GrainCache()
         self.shelf = Shelf()
-        self.archives = Archives()
+        self.archives = archives or Archives()
         self._eager = MANY_EXTENTS
         self._deferred: dict[str, bool] = {}
         self._say = tell
