@@ -165,8 +165,9 @@ class Host:
         """End it; return its exit code."""
         assert self.process.stdout is not None
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
+            # A host that stands still must not serve anything between the two.
             self.process.send_signal(number)
+            self.process.send_signal(signal.SIGCONT)
         try:
             return self.process.wait(SECONDS)
         finally:
