@@ -194,6 +194,12 @@ class OldContentLeft(VddkfsError):
     exit_code = 42
 
 
+class OverlayError(VddkfsError):
+    """an overlay's folder is not one, is damaged, in use, full, or belongs to another source"""
+
+    exit_code = 43
+
+
 ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     UsageError,
     OldAbove,
@@ -214,4 +220,5 @@ ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     ChecksFailed,
     LeftBehind,
     OldContentLeft,
+    OverlayError,
 )
