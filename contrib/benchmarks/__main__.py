@@ -2,10 +2,12 @@
 
 import sys
 
-from benchmarks import command, eviction, remote
+from benchmarks import command, eviction, overlay_map, remote
 
 if sys.argv[1:2] == ["eviction"]:
     sys.exit(eviction.main(sys.argv[2:]))
+if sys.argv[1:2] == ["overlay-map"]:
+    sys.exit(overlay_map.main(sys.argv[2:]))
 if sys.argv[1:2] == ["remote"]:
     sys.exit(remote.main(sys.argv[2:]))
 sys.exit(command.main(sys.argv[1:]))

@@ -12,7 +12,7 @@ LIMITS = Limits(
     spare=8,
     piece=4,
     segment_bytes=24 * BLOCK,
-    log_room=4 * BLOCK,
+    log_room=BLOCK,
     pending=12,
     retired=10,
 )

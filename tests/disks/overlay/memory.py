@@ -36,7 +36,7 @@ class MemoryDisk(Files):
     def __init__(self, space: int = 1 << 30) -> None:
         self.names_now: Names = {"/": None}
         self.durable: Names = {"/": None}
-        self.ops: list[tuple[str, str, Inode | None | str]] = []
+        self.ops: list[tuple[str, str, Inode | str | None]] = []
         self.fds: dict[int, Inode] = {}
         self.locked: set[int] = set()
         self.next_fd = 3
@@ -199,12 +199,12 @@ class MemoryDisk(Files):
         found = [name for name in self.names_now if os.path.dirname(name) == path and name != "/"]
         return sorted(os.path.basename(name) for name in found)
 
-    def _op(self, op: tuple[str, str, "Inode | None | str"]) -> None:
+    def _op(self, op: tuple[str, str, "Inode | str | None"]) -> None:
         _apply(self.names_now, op)
         self.ops.append(op)
 
 
-def _apply(names: Names, op: tuple[str, str, "Inode | None | str"]) -> None:
+def _apply(names: Names, op: tuple[str, str, "Inode | str | None"]) -> None:
     kind, path, what = op
     if kind == "put":
         assert not isinstance(what, str)

@@ -17,7 +17,7 @@ from tests.disks.overlay.memory import MemoryDisk
 from vddkfs.disks.overlay.fork import Fork
 from vddkfs.errors import OverlayError
 
-STEPS = 45
+STEPS = 60
 
 
 def look(disk: MemoryDisk, host: Host | None) -> list[int | str]:
@@ -41,7 +41,9 @@ def look(disk: MemoryDisk, host: Host | None) -> list[int | str]:
 
 def calls(seed: int) -> int:
     disk = MemoryDisk()
-    lived(disk, seed, STEPS)
+    host = lived(disk, seed, STEPS)
+    assert host is not None
+    assert host.fork._journal._generation > 1, "the map was compacted"
     return disk.calls
 
 

@@ -177,15 +177,17 @@ class Journal:
     # Writing
 
     def reserve(self, runs: int) -> None:
-        """Have space for a map of *runs* in both files. Raises OSError."""
+        """Have space for a map of *runs* in both files, also after a crash. Raises OSError."""
         needed = self._needed(runs)
         if self._reserved < needed:
-            needed = max(needed, self._reserved + _STEP if runs else 0)
+            needed = max(needed, self._reserved + self._room if runs else 0)
             self._files.allocate(self._fd, self._reserved, needed - self._reserved)
+            self._files.sync(self._fd)
             self._reserved = needed
         if self._next_reserved < self._reserved:
             more = self._reserved - self._next_reserved
             self._files.allocate(self._next_fd, self._next_reserved, more)
+            self._files.sync(self._next_fd)
             self._next_reserved = self._reserved
 
     def missing(self, runs: int) -> int:
