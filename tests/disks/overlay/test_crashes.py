@@ -14,7 +14,7 @@ from tests.disks.overlay.crashing import (
     open_overlay,
 )
 from tests.disks.overlay.memory import MemoryDisk
-from vddkfs.disks.overlay.fork import Fork
+from vddkfs.disks.overlay.store import Store
 from vddkfs.errors import OverlayError
 
 STEPS = 60
@@ -43,7 +43,7 @@ def calls(seed: int) -> int:
     disk = MemoryDisk()
     host = lived(disk, seed, STEPS)
     assert host is not None
-    assert host.fork._journal._generation > 1, "the map was compacted"
+    assert host.fork._store._journal._generation > 1, "the map was compacted"
     return disk.calls
 
 
@@ -92,14 +92,14 @@ def test_power_lost_between_any_two_calls(seed: int) -> None:
 
 def test_power_lost_without_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap: the same, but nothing is flushed before the map leads there."""
-    plain = Fork._record
+    plain = Store._record
 
-    def record(self: Fork, *arguments: object) -> None:
+    def record(self: Store, *arguments: object) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(self._segments, "sync", lambda numbers=None: None)
             plain(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Fork, "_record", record)
+    monkeypatch.setattr(Store, "_record", record)
     _, problems = cut(1, 4, 2)
     assert len(problems) > 50
 
@@ -107,9 +107,9 @@ def test_power_lost_without_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_places_freed_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap: a place is used again before the map on the disk has let it go."""
 
-    def retire(self: Fork, places: list[tuple[int, int]]) -> None:
+    def retire(self: Store, places: list[tuple[int, int]]) -> None:
         self._free.add(places)
 
-    monkeypatch.setattr(Fork, "_retire", retire)
+    monkeypatch.setattr(Store, "_retire", retire)
     _, problems = cut(1, 2, 1)
     assert problems

@@ -46,7 +46,7 @@ def test_what_is_there_is_rewritten_for_ever() -> None:
     filled(host)
     overflow(host)
     draw = random.Random(2)
-    compactions = host.fork._journal._generation
+    compactions = host.fork._store._journal._generation
     for turn in range(400):
         first = draw.randrange(10)
         host.write(first * BLOCK, draw.randbytes(draw.randint(1, 10 - first) * BLOCK))
@@ -54,7 +54,7 @@ def test_what_is_there_is_rewritten_for_ever() -> None:
             host.flush()
     host.write(5, b"part of a block")
     assert content(host.fork) == host.expected.now
-    assert host.fork._journal._generation > compactions + 5, "the map was compacted too"
+    assert host.fork._store._journal._generation > compactions + 5, "the map was compacted too"
     host.close()
     host.open()
     assert content(host.fork) == host.expected.now

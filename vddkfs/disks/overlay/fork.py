@@ -1,28 +1,12 @@
-"""A fork: what was written to one image, instead of the source, in a folder of its own.
+"""A fork: what was written to one image, instead of the source. Bytes on top of ``store``."""
 
-A block is never written where it is. Its new content goes to a free place, then the map in memory
-leads there; a reader beside it gets the old content or the new. A *commit* makes that last: the
-data, barrier, a record of what changed in the map, barrier. Only then places that are not used any
-more become free, and only when nobody reads them: so the map on the disk always leads to what was
-there when it was written, and after a crash each block is old or new as a whole.
-
-Writing wants space for blocks that the fork does not have yet, and some spare places for those that
-it has: these go through the spare places, which a commit frees again. The map has its space in
-advance, see ``journal``. So when the disk is full, what is in the fork can be rewritten for ever.
-"""
-
-import threading
-from array import array
 from collections.abc import Callable, Iterator
 
 from vddkfs.disks.overlay.extents import Extent, blocks_of, changed_bytes, kinds, merged
-from vddkfs.disks.overlay.files import FULL, Files, failure
-from vddkfs.disks.overlay.journal import ADVICE, Journal
-from vddkfs.disks.overlay.records import CLOSED, enter
-from vddkfs.disks.overlay.space import FreePlaces, Limits, Places, Segments, unused
-from vddkfs.disks.overlay.table import BELOW, BLOCK, ZERO, BlockMap, Run
-from vddkfs.engines.vmdk.text import printable
-from vddkfs.errors import OverlayError
+from vddkfs.disks.overlay.files import Files
+from vddkfs.disks.overlay.space import Limits
+from vddkfs.disks.overlay.store import Store
+from vddkfs.disks.overlay.table import BELOW, BLOCK, ZERO, Run
 
 ReadBelow = Callable[[int, int], bytes]
 """Return what the source has: *size* bytes from *offset*."""
@@ -44,92 +28,47 @@ class Fork:
     ) -> None:
         self.folder = folder
         self.capacity = capacity
-        self._limits = limits
-        self._map = BlockMap()
-        self._segments = Segments(files, folder, limits)
-        self._journal = Journal(files, folder, ident, capacity, limits.log_room)
-        self._lost = ""
-        # The lock is for what is in memory; whoever holds it never waits for a disk.
-        self._lock = threading.Lock()
-        self._moved = threading.Condition(self._lock)
-        self._free = FreePlaces()
-        self._under_way = 0
-        self._retired: list[Places] = []
-        self._retired_blocks = 0
-        self._releasing = 0
-        self._pending = array("Q")
-        self._changes = 0
-        self._readers = [0, 0]
-        self._phase = 0
-        # Taken before the lock; one commit, one step of growing at a time.
-        self._commit_lock = threading.Lock()
-        self._grow_lock = threading.Lock()
-        self._committed = 0
+        self._piece = limits.piece * BLOCK
+        self._store = Store(files, folder, ident, capacity, limits)
 
     def create(self) -> None:
         """Make the files of an empty fork in the folder, which is there and empty."""
-        try:
-            self._journal.create()
-        except BaseException:
-            self._close_files()
-            raise
+        self._store.create()
 
     def open(self) -> bool:
         """Go on with what is there. Returns False if the fork was not closed the last time."""
-        try:
-            self._segments.open()
-            self._journal.open(self._map.set)
-            runs = (run for leaf in self._map.changed() for run in leaf if run.place != ZERO)
-            free, wrong = unused(self._segments.size, ((run.place, run.blocks) for run in runs))
-            if wrong is not None:
-                raise OverlayError(
-                    f"{printable(self.folder)}: damaged: {wrong[1]} blocks should be at place "
-                    f"{wrong[0]}, which is used twice or beyond the end of the segments",
-                    advice=ADVICE,
-                )
-            self._free.add(free)
-            self._reserve(0, patient=True)
-        except BaseException:
-            self._close_files()
-            raise
-        return self._journal.clean
+        return self._store.open()
+
+    def flush(self) -> None:
+        """Return when all that was written before is on the disk.
+
+        After a flush has failed for what the disk did, every flush and every write fails: what it
+        lost cannot be told. Reads go on.
+        """
+        self._store.flush()
 
     def close(self) -> None:
         """Flush, and close the files. They are closed also if that fails."""
-        try:
-            self.flush()
-            with self._commit_lock:
-                if not self._journal.fits(0):
-                    self._journal.compact(self._leaves(), self._segments.sync)
-                self._journal.append(array("Q"), CLOSED)
-        except OSError:
-            # The mark would only help to recognise damage.
-            pass
-        finally:
-            self._close_files()
-
-    def _close_files(self) -> None:
-        self._segments.close()
-        self._journal.close_files()
+        self._store.close()
 
     # Looking
 
     @property
     def changed_bytes(self) -> int:
         """How much of the image is in the fork, zeros included."""
-        with self._lock:
-            return changed_bytes(self._map, self.capacity)
+        with self._store.lock:
+            return changed_bytes(self._store.map, self.capacity)
 
     @property
     def data_bytes(self) -> int:
         """How much of that is stored."""
-        return self._map.data_blocks * BLOCK
+        return self._store.map.data_blocks * BLOCK
 
     def touched(self, offset: int, size: int) -> bool:
         """Say whether any block of the range is in the fork."""
         first, count = blocks_of(offset, size)
-        with self._lock:
-            return self._map.touched(first, count)
+        with self._store.lock:
+            return self._store.map.touched(first, count)
 
     def locate(self, offset: int, size: int) -> list[Run]:
         """Return what the blocks of the range are: in a place, ZERO or BELOW.
@@ -138,24 +77,15 @@ class Fork:
         """
         self._check(offset, size)
         first, count = blocks_of(offset, size)
-        with self._lock:
-            return self._map.runs(first, count)
+        with self._store.lock:
+            return self._store.map.runs(first, count)
 
     def extents(self) -> Iterator[Extent]:
         """Return what is in the fork, in order, neighbours merged.
 
         What is written meanwhile may be there or not.
         """
-        return merged(self._leaves(), self.capacity)
-
-    def _leaves(self) -> Iterator[list[Run]]:
-        leaves = self._map.changed()
-        while True:
-            with self._lock:
-                leaf = next(leaves, None)
-            if leaf is None:
-                return
-            yield leaf
+        return merged(self._store.leaves(), self.capacity)
 
     # Reading
 
@@ -167,12 +97,8 @@ class Fork:
         self._check(offset, len(into))
         end = offset + len(into)
         first, count = blocks_of(offset, len(into))
-        with self._lock:
-            runs = self._map.runs(first, count)
-            phase = self._phase
-            self._readers[phase] += 1
-        try:
-            gaps = []
+        gaps = []
+        with self._store.reading(first, count) as runs:
             for run in runs:
                 begin = max(offset, run.block * BLOCK)
                 stop = min(end, (run.block + run.blocks) * BLOCK)
@@ -182,13 +108,8 @@ class Fork:
                 elif run.place == ZERO:
                     part[:] = bytes(len(part))
                 else:
-                    self._segments.read(part, run.place, begin - run.block * BLOCK)
-            return gaps
-        finally:
-            with self._lock:
-                self._readers[phase] -= 1
-                if not self._readers[phase]:
-                    self._moved.notify_all()
+                    self._store.read(part, run.place, begin - run.block * BLOCK)
+        return gaps
 
     # Writing
 
@@ -208,7 +129,7 @@ class Fork:
                 size = min(BLOCK - skip, end - offset)
                 self._write(block, memoryview(self._merged(offset, view[:size], read_below)))
             else:
-                size = min(whole, self._limits.piece * BLOCK)
+                size = min(whole, self._piece)
                 self._write(block, view[:size])
             offset, view = offset + size, view[size:]
 
@@ -223,7 +144,7 @@ class Fork:
             self.write(offset, bytes(size), read_below)
             return
         self.write(offset, bytes(first * BLOCK - offset), read_below)
-        self._enter([(first, last - first, None)])
+        self._store.put([(first, last - first, None)])
         if last * BLOCK < end:
             self.write(last * BLOCK, bytes(end - last * BLOCK), read_below)
 
@@ -242,212 +163,7 @@ class Fork:
 
     def _write(self, block: int, data: memoryview) -> None:
         """Write whole blocks, at most a piece."""
-        self._enter([(block + at, count, part) for at, count, part in kinds(data)])
-
-    def _enter(self, parts: list[tuple[int, int, memoryview | None]]) -> None:
-        """Let the blocks of *parts* be (block, count, content), None for zeros.
-
-        The content is in its places before the map leads there.
-        """
-        self._check_lost()
-        if len(self._pending) // 2 >= self._limits.pending or (
-            self._retired_blocks >= self._limits.retired
-        ):
-            self.flush()
-        stored = sum(count for _, count, content in parts if content is not None)
-        places = self._take(parts, stored)
-        try:
-            entries = list(self._store(parts, places))
-        except BaseException:
-            with self._moved:
-                self._free.add(places)
-                self._under_way -= stored
-                self._moved.notify_all()
-            raise
-        with self._moved:
-            for block, count, place in entries:
-                self._retire(self._map.set(block, count, place))
-                enter(self._pending, block, count, place, ZERO)
-            self._changes += 1
-            self._under_way -= stored
-            self._moved.notify_all()
-
-    def _store(
-        self, parts: list[tuple[int, int, memoryview | None]], places: list[Places]
-    ) -> Iterator[Run]:
-        """Write the content of *parts* to *places*, and yield what leads where."""
-        left = places[::-1]
-        for block, count, content in parts:
-            if content is None:
-                yield Run(block, count, ZERO)
-                continue
-            done = 0
-            while done < count:
-                place, there = left.pop()
-                used = min(there, count - done)
-                if there > used:
-                    left.append((place + used, there - used))
-                self._segments.write(content[done * BLOCK : (done + used) * BLOCK], place)
-                yield Run(block + done, used, place)
-                done += used
-
-    def _retire(self, places: list[Places]) -> None:
-        self._retired += places
-        self._retired_blocks += sum(count for _, count in places)
-
-    # Space
-
-    def _take(self, parts: list[tuple[int, int, memoryview | None]], stored: int) -> list[Places]:
-        """Return *stored* places for *parts*, and see to it that the map has space for them."""
-        while True:
-            with self._lock:
-                fresh = sum(self._fresh(block, count, content) for block, count, content in parts)
-                kept = self._limits.spare if fresh else 0
-                if not fresh and self._free.count >= stored:
-                    return self._taken(stored)
-                waiting = self._changes
-            if not fresh:
-                self._wait_for_places(stored, waiting)
-                continue
-            self._reserve(fresh)
-            with self._lock:
-                if self._free.count >= stored + kept:
-                    return self._taken(stored)
-            self._grow(stored + kept, 0)
-
-    def _taken(self, count: int) -> list[Places]:
-        self._under_way += count
-        return self._free.take(count)
-
-    def _fresh(self, block: int, count: int, content: memoryview | None) -> int:
-        """Return for how many more runs the map must have space with these blocks in it."""
-        if content is None:
-            below = any(run.place == BELOW for run in self._map.runs(block, count))
-            return 2 + count // BLOCK if below else 0
-        runs = self._map.runs(block, count)
-        fresh = sum(run.blocks for run in runs if run.place in (BELOW, ZERO))
-        return fresh + 2 if fresh else 0
-
-    def _wait_for_places(self, count: int, changes: int) -> None:
-        """Return when a commit has freed places, another writer is through, or the fork grew."""
-        with self._moved:
-            if self._free.count >= count:
-                return
-            retired = self._retired_blocks or self._releasing
-            if not retired and self._under_way:
-                # Those who write now have the spare places, and retire as many.
-                self._moved.wait_for(lambda: self._changes != changes or not self._under_way)
-                return
-        if retired:
-            self.flush()
-        else:
-            self._grow(count, count)
-
-    def _grow(self, count: int, spared: int) -> None:
-        """Have *count* places or more free. Raises OverlayError, ENOSPC, if that cannot be.
-
-        Returns also if *spared* are free or others have the spare places: then it was for those.
-        """
-        with self._grow_lock:
-            while True:
-                with self._lock:
-                    missing = count - self._free.count
-                if missing <= 0:
-                    return
-                try:
-                    places = self._segments.grow(missing)
-                except OverlayError:
-                    with self._lock:
-                        if spared and (self._free.count >= spared or self._under_way):
-                            return
-                        retired = self._retired_blocks or self._releasing
-                    if not retired:
-                        raise
-                    self.flush()
-                    continue
-                with self._moved:
-                    self._free.add([places])
-                    self._moved.notify_all()
-
-    def _reserve(self, fresh: int, patient: bool = False) -> None:
-        """Have space for a map with *fresh* more runs. *patient*: or else without."""
-        runs = self._map.bound + fresh
-        if not self._journal.missing(runs):
-            return
-        with self._grow_lock:
-            try:
-                self._segments.check_free(self._journal.missing(runs))
-                with self._commit_lock:
-                    self._journal.reserve(runs)
-            except OverlayError:
-                if not patient:
-                    raise
-            except OSError as error:
-                if not patient or error.errno not in FULL:
-                    raise failure(self._journal.path, "growing", error) from error
-
-    # Committing
-
-    def flush(self) -> None:
-        """Return when all that was written before is on the disk.
-
-        After a flush has failed for what the disk did, every flush and every write fails: what it
-        lost cannot be told. Reads go on.
-        """
-        with self._lock:
-            wanted = self._changes
-        with self._commit_lock:
-            self._check_lost()
-            if self._committed < wanted:
-                self._commit()
-
-    def _commit(self) -> None:
-        """Make the changes until now last, then free the places that they retired."""
-        with self._moved:
-            changes, pending, retired = self._changes, self._pending, self._retired
-            blocks = self._retired_blocks
-            self._pending, self._retired, self._retired_blocks = array("Q"), [], 0
-            self._releasing = blocks
-            dirty = self._segments.take_dirty()
-            before, self._phase = self._phase, 1 - self._phase
-            # Whoever looked at the map until now may be reading what was retired.
-            self._moved.wait_for(lambda: not self._readers[before])
-        try:
-            self._record(pending, dirty)
-        except BaseException as error:
-            with self._lock:
-                self._pending = pending + self._pending
-                self._retired = retired + self._retired
-                self._retired_blocks += blocks
-                self._releasing = 0
-                self._segments.put_back(dirty)
-            if isinstance(error, OSError):
-                raise failure(self._journal.path, "writing", error) from error
-            if isinstance(error, OverlayError):
-                self._lost = str(error)
-            raise
-        self._committed = changes
-        with self._moved:
-            self._free.add(retired)
-            self._releasing = 0
-            self._moved.notify_all()
-
-    def _record(self, pending: "array[int]", dirty: set[int]) -> None:
-        if self._journal.fits(len(pending) // 2):
-            self._segments.sync(dirty)
-            self._journal.append(pending)
-        else:
-            # Has what is pending, and some of what is not yet: so all segments.
-            self._journal.compact(self._leaves(), self._segments.sync)
-
-    def _check_lost(self) -> None:
-        if self._lost:
-            raise OverlayError(
-                f"{printable(self.folder)}: nothing is written any more, because a flush failed",
-                cause=self._lost,
-                advice="put its disk right, and mount again; what was written since the last good "
-                "flush may be lost",
-            )
+        self._store.put([(block + at, count, part) for at, count, part in kinds(data)])
 
     def _check(self, offset: int, size: int) -> None:
         if not 0 <= offset <= offset + size <= self.capacity:
