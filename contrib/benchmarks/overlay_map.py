@@ -36,7 +36,7 @@ def measure(writes: int, span: int) -> dict[str, Any]:
     found = BlockMap()
     before = _resident()
     begun = time.perf_counter()
-    for place in range(writes):
+    for _ in range(writes):
         draw(blocks)
     drawing = time.perf_counter() - begun
     draw = random.Random(1).randrange

@@ -42,6 +42,8 @@ def changed_bytes(found: BlockMap, capacity: int) -> int:
 def blocks_of(offset: int, size: int) -> tuple[int, int]:
     """Return the first block of a range of bytes, and how many it touches."""
     first = offset // BLOCK
+    if not size:
+        return first, 0
     return first, -(-(offset + size) // BLOCK) - first
 
 
