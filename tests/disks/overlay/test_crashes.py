@@ -90,6 +90,18 @@ def test_power_lost_between_any_two_calls(seed: int) -> None:
     assert problems == []
 
 
+def test_power_lost_after_a_kill() -> None:
+    """What was shown once after a kill stays, though nobody flushed it before."""
+    for left in range(0, calls(6), 5):
+        disk = MemoryDisk()
+        disk.left = left
+        lived(disk, 6, STEPS)
+        disk = disk.after_kill()
+        shown = content(open_overlay(disk).fork("disk/0", CAPACITY))
+        disk = disk.after_power_loss(random.Random(left))
+        assert content(open_overlay(disk).fork("disk/0", CAPACITY)) == shown, f"at call {left}"
+
+
 def test_power_lost_without_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap: the same, but nothing is flushed before the map leads there."""
     plain = Store._record

@@ -164,6 +164,25 @@ def test_another_version(tmp_path: Path) -> None:
         opened(tmp_path / "o")
 
 
+def test_a_lost_mark(tmp_path: Path) -> None:
+    made(tmp_path / "o")
+    (tmp_path / "o" / "overlay.json").unlink()
+    with pytest.raises(OverlayError, match=r"it has forks, but overlay\.json is not there"):
+        opened(tmp_path / "o")
+
+
+def test_little_space_when_it_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made(tmp_path / "o")
+    monkeypatch.setattr(Files, "free", lambda self, path: 0)
+    overlay = opened(tmp_path / "o")
+    assert "only what is in the overlay can be written" in caplog.text
+    overlay.fork("a/0", CAPACITY).write(0, b"y" * 3 * BLOCK, below)
+    assert content(overlay)[: 3 * BLOCK] == b"y" * 3 * BLOCK
+    overlay.close()
+
+
 def test_a_damaged_mark(tmp_path: Path) -> None:
     made(tmp_path / "o")
     mark = tmp_path / "o" / "overlay.json"

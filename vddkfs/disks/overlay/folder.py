@@ -30,6 +30,7 @@ from vddkfs.disks.overlay.source import (
     write_document,
 )
 from vddkfs.disks.overlay.space import Limits, Segments
+from vddkfs.disks.overlay.table import BLOCK
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import OverlayError
 
@@ -80,8 +81,9 @@ class Overlay:
         folder = os.path.abspath(folder)
         if not force:
             refuse_live(folder, source)
-        with told(folder, "making it"), suppress(FileExistsError):
-            files.make_folder(folder)
+        with told(folder, "making it"):
+            with suppress(FileExistsError):
+                files.make_folder(folder)
             files.sync_folder(os.path.dirname(folder))
         check_ours(files, folder)
         lock = take_lock(files, folder)
@@ -160,9 +162,14 @@ class Overlay:
         return found
 
     def _clear(self) -> None:
-        """Remove what a crash left of forks that were being made or discarded."""
+        """Remove what a crash left of forks that were being made or discarded.
+
+        And have the names of the others on the disk: they may be in memory only.
+        """
         folder = os.path.join(self.folder, FORKS)
         with told(folder, "clearing it"):
+            self._files.sync_folder(self.folder)
+            self._files.sync_folder(folder)
             for name in self._files.names(folder):
                 if not name.isdigit():
                     remove_tree(self._files, os.path.join(folder, name))
@@ -217,6 +224,7 @@ def _document(
     try:
         was = read_document(files, path, OverlayFile)
     except FileNotFoundError:
+        _check_empty(files, folder)
         _check_space(files, folder, limits)
         with told(folder, "making an overlay"):
             with suppress(FileExistsError):
@@ -225,6 +233,10 @@ def _document(
             _replace(files, path, document)
         return document
     check_source(folder, was.source, source, force)
+    try:
+        _check_space(files, folder, limits)
+    except OverlayError as error:
+        log.warning("only what is in the overlay can be written: %s", error)
     now = {disk.name: disk for disk in was.source} | {disk.name: disk for disk in source}
     if tuple(now.values()) == was.source:
         return was
@@ -245,9 +257,19 @@ def _replace(files: Files, path: str, document: OverlayFile) -> None:
     files.sync_folder(os.path.dirname(path))
 
 
+def _check_empty(files: Files, folder: str) -> None:
+    """Raise OverlayError if there are forks, though nothing says of what."""
+    with suppress(FileNotFoundError):
+        if any(name.isdigit() for name in files.names(os.path.join(folder, FORKS))):
+            raise OverlayError(
+                f"{printable(folder)}: damaged: it has forks, but {MARK} is not there",
+                advice="put it back from a copy, or name another folder",
+            )
+
+
 def _check_space(files: Files, folder: str, limits: Limits) -> None:
     """Raise OverlayError if there is no space for the first step of a fork."""
-    Segments(files, folder, limits).check_free(limits.spare * 4096 + 2 * limits.log_room)
+    Segments(files, folder, limits).check_free(limits.spare * BLOCK + 2 * limits.log_room)
 
 
 def forks_in(files: Files, folder: str) -> list[tuple[str, ForkFile]]:

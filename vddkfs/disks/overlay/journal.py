@@ -94,6 +94,10 @@ class Journal:
             self._replay(header, apply)
             if not read_only:
                 self._open_next()
+                # A killed process may have left the last transaction, and names, in memory only;
+                # what is shown from now on must not go away.
+                self._files.sync(self._fd)
+                self._files.sync_folder(self._folder)
 
     def _header(self) -> Header:
         header = decode_header(self._read(0, PAGE)) if self._reserved >= PAGE else None

@@ -95,7 +95,7 @@ def as_json(folder: str, name: str) -> dict[str, Any]:
 
 
 def discard(folder: str, name: str | None = None) -> None:
-    """Remove the fork of image *name*, or the whole overlay; the folder itself stays, empty.
+    """Remove the fork of image *name*, or the whole overlay; the folder stays, with the lock.
 
     Raises OverlayError if a mount is using it. It works on damaged forks too.
     """
@@ -119,7 +119,6 @@ def discard(folder: str, name: str | None = None) -> None:
             shutil.rmtree(os.path.join(folder, FORKS), ignore_errors=True)
             files.remove(mark)
             files.sync_folder(folder)
-            files.remove(os.path.join(folder, "lock"))
     finally:
         files.close(lock)
 

@@ -111,6 +111,8 @@ class Segments:
                 self._fds.append(self._files.open(self._name(number)))
                 size = min(self._files.size(self._fds[-1]) // BLOCK, self._each)
             self.size = number * self._each + size
+        # A killed process may have made them longer just before.
+        self._dirty.update(range(count))
 
     def close(self) -> None:
         """Close the descriptors."""
