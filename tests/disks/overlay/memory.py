@@ -30,7 +30,8 @@ Names = dict[str, "Inode | None"]
 class MemoryDisk(Files):
     """Files in memory. Paths are what they are called; None is a folder.
 
-    *space* is how many pages there are. *left* calls from now on, ``Killed`` is raised.
+    *space* is how many pages there are. *left* calls from now on, ``Killed`` is raised. If the last
+    of them writes, it does twice *part* of that, up to all of it.
     """
 
     def __init__(self, space: int = 1 << 30) -> None:
@@ -118,7 +119,7 @@ class MemoryDisk(Files):
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         inode = self.fds[fd]
         if self.step("write"):
-            data = bytes(data)[: int(len(data) * self.part) // PAGE * PAGE]
+            data = bytes(data)[: int(len(data) * self.part * 2) // PAGE * PAGE]
             if not data:
                 raise Killed
         pages = set(range(offset // PAGE, -(-(offset + len(data)) // PAGE)))

@@ -76,7 +76,7 @@ def cut(seed: int, every: int, draws: int) -> tuple[int, list[int | str]]:
     for left in range(seed % every, calls(seed), every):
         for number in range(draws):
             disk = MemoryDisk()
-            disk.left = left
+            disk.left, disk.part = left, 1
             host = lived(disk, seed, STEPS)
             problems += look(disk.after_power_loss(random.Random(left * 100 + number)), host)
             cuts += 1
@@ -92,9 +92,9 @@ def test_power_lost_between_any_two_calls(seed: int) -> None:
 
 def test_power_lost_after_a_kill() -> None:
     """What was shown once after a kill stays, though nobody flushed it before."""
-    for left in range(0, calls(6), 5):
+    for left in range(calls(6)):
         disk = MemoryDisk()
-        disk.left = left
+        disk.left, disk.part = left, 1
         lived(disk, 6, STEPS)
         disk = disk.after_kill()
         shown = content(open_overlay(disk).fork("disk/0", CAPACITY))
