@@ -159,6 +159,68 @@ def test_no_space_to_begin() -> None:
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_no_space_for_a_fork() -> None:
+    disk = MemoryDisk()
+    overlay = Overlay.open("/overlay", SOURCE, files=disk, limits=Limits(reserve=0))
+    space, disk.space = disk.space, disk.used() + 5
+    for _ in range(2):
+        with pytest.raises(OverlayError, match="making it failed") as caught:
+            overlay.fork("disk/0", CAPACITY)
+        assert caught.value.errno == errno.ENOSPC
+    disk.space = space
+    overlay.fork("disk/0", CAPACITY).write(0, b"x" * BLOCK, lambda offset, size: b"")
+    overlay.close()
+
+
+def test_no_hard_links() -> None:
+    """Said when the fork is made, and not by a write when its map is full."""
+    disk = MemoryDisk()
+    overlay = Overlay.open("/overlay", SOURCE, files=disk, limits=Limits(reserve=0))
+    disk.fail["link"] = errno.EPERM
+    with pytest.raises(OverlayError, match="map: making it failed"):
+        overlay.fork("disk/0", CAPACITY)
+    overlay.close()
+
+
+@pytest.mark.parametrize("call", ["link", "rename"])
+def test_the_maps_cannot_be_exchanged(call: str) -> None:
+    """For a while: nothing is lost, and it goes on when they can."""
+    host = Host(MemoryDisk())
+    host.write(0, b"a" * 4 * BLOCK)
+    host.flush()
+    host.disk.fail[call] = errno.EACCES
+    with pytest.raises(OverlayError, match="map: writing failed"):
+        write_and_flush(host)
+    shown = content(host.fork)
+    host.disk.fail.clear()
+    host.fork.flush()
+    assert content(host.fork) == shown
+    write_and_flush(host)
+    shown = content(host.fork)
+    host.disk = host.disk.after_power_loss(random.Random(1))
+    host.open()
+    assert content(host.fork) == shown
+
+
+def test_the_name_of_the_next_map_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(MemoryDisk())
+    plain = host.disk.rename
+
+    def rename(old: str, new: str) -> None:
+        if new.endswith("map.next"):
+            raise OSError(errno.EIO, "no")
+        plain(old, new)
+
+    monkeypatch.setattr(host.disk, "rename", rename)
+    before = host.fork._store._journal._generation
+    with pytest.raises(OverlayError, match="map: writing failed"):
+        write_and_flush(host)
+    assert host.fork._store._journal._generation == before + 1, "once it went without the name"
+    monkeypatch.undo()
+    write_and_flush(host)
+    assert content(host.fork)[: 4 * BLOCK] == b"".join(bytes([n]) * BLOCK for n in range(96, 100))
+
+
 @pytest.mark.parametrize("call", ["sync", "sync_folder"])
 def test_a_failed_flush_is_not_forgotten(call: str) -> None:
     host = Host(MemoryDisk())

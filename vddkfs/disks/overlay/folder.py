@@ -143,10 +143,13 @@ class Overlay:
     def _made(self, name: str, capacity: int) -> Fork:
         folder = os.path.join(self.folder, FORKS)
         with told(folder, "making a fork"):
-            taken = [int(each) for each in self._files.names(folder) if each.isdigit()]
+            names = self._files.names(folder)
+            taken = [int(each) for each in names if each.isdigit()]
             path = os.path.join(folder, f"{max(taken, default=-1) + 1:04}")
             ident = uuid.uuid4()
             new = path + _NEW
+            if os.path.basename(new) in names:
+                remove_tree(self._files, new)
             self._files.make_folder(new)
             document = ForkFile(name, ident.hex, capacity, time.time())
             write_document(self._files, os.path.join(new, FORK), document)

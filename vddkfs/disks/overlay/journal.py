@@ -70,6 +70,7 @@ class Journal:
         self._generation = 0
         self._number = 1
         self._end = PAGE
+        self._next_is = _NEXT
 
     # Opening
 
@@ -80,6 +81,9 @@ class Journal:
             self._next_fd = self._files.open(self._name(_NEXT), create=True)
             self.reserve(0)
             self._write_snapshot(self._fd, self._reserved, [])
+            # Where there are no hard links this fails now, and not when the file is full.
+            self._files.link(self.path, self._name(_OLD))
+            self._files.remove(self._name(_OLD))
 
     def open(self, apply: Apply, *, read_only: bool = False) -> None:
         """Call *apply* with each (block, count, place) that was entered, in order.
@@ -238,6 +242,7 @@ class Journal:
         try:
             self._generation += 1
             self._write_snapshot(self._next_fd, self._next_reserved, leaves, barrier)
+            self._name_next()
             with suppress(FileNotFoundError):
                 self._files.remove(self._name(_OLD))
             self._files.link(self.path, self._name(_OLD))
@@ -248,11 +253,20 @@ class Journal:
             raise
         self._fd, self._next_fd = self._next_fd, self._fd
         self._reserved, self._next_reserved = self._next_reserved, self._reserved
+        self._next_is = _OLD
         try:
             self._files.sync_folder(self._folder)
         except OSError as error:
             raise failure(self.path, "flushing its folder", error) from error
-        self._files.rename(self._name(_OLD), self._name(_NEXT))
+        # All is on the disk; the name is for the next time.
+        with suppress(OSError):
+            self._name_next()
+
+    def _name_next(self) -> None:
+        """Let the file that is not the map be called ``map.next``."""
+        if self._next_is == _OLD:
+            self._files.rename(self._name(_OLD), self._name(_NEXT))
+            self._next_is = _NEXT
 
     def _write_snapshot(
         self,
