@@ -200,6 +200,12 @@ class DamageFound(VddkfsError):
     exit_code = 43
 
 
+class OverlayError(VddkfsError):
+    """an overlay's folder is not one, is damaged, in use, full, or belongs to another source"""
+
+    exit_code = 44
+
+
 ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     UsageError,
     OldAbove,
@@ -221,4 +227,5 @@ ALL_ERRORS: tuple[type[VddkfsError], ...] = (
     LeftBehind,
     OldContentLeft,
     DamageFound,
+    OverlayError,
 )
