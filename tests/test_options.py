@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from vddkfs import options
 from vddkfs.errors import UsageError
-from vddkfs.options import MIB, OPTIONS, MountOptions, parse_options, size
+from vddkfs.option_values import MIB, size
+from vddkfs.options import OPTIONS, MountOptions, parse_options
 
 GOOD: list[tuple[str, Any]] = [
     ("uid=0", 0),

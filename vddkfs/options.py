@@ -6,17 +6,13 @@ is an error that names the nearest known one.
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 
+from vddkfs import option_values as values
 from vddkfs.errors import UsageError
-
-MIB: Final = 1024 * 1024
-TRANSPORTS: Final = ("file", "san", "hotadd", "nbdssl", "nbd")
-_UNITS: Final = {"": 1, "k": 1024, "m": MIB, "g": 1024 * MIB, "t": 1024 * 1024 * MIB}
 
 
 class MountOptions(msgspec.Struct, kw_only=True):
@@ -28,10 +24,16 @@ class MountOptions(msgspec.Struct, kw_only=True):
     allow_other: bool = False
     follow_parents: str = "folder"
     raw_devices: str = "no"
+    writable: bool = False
+    restore: str = "no"
+    assume: str = ""
+    fence_timeout: float = 30.0
+    overlay: str = ""
+    overlay_force: str = "no"
     cache: str = "auto"
     cache_size: int = 0
     block_size: int = 64 * 1024
-    readahead: int = 16 * MIB
+    readahead: int = 16 * values.MIB
     op_timeout: float = 60.0
     retry_budget: float = 100.0
     idle_timeout: float = 900.0
@@ -65,252 +67,184 @@ class Option(msgspec.Struct, frozen=True):
     read: Callable[[str], Any]
 
 
-def size(text: str) -> int:
-    """Return the bytes of ``256M`` and the like. Raises ValueError."""
-    match = re.fullmatch(r"(\d{1,15})([kmgt]?)i?b?", text.strip().lower())
-    if match is None:
-        raise ValueError("a size such as 256M is wanted")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-def _cache_size(text: str) -> int:
-    value = size(text)
-    if not 4 * MIB <= value <= 1024**4:
-        raise ValueError("at least 4M and at most 1T is wanted")
-    return value
-
-
-def _block_size(text: str) -> int:
-    value = size(text)
-    if not 4096 <= value <= MIB or value & (value - 1):
-        raise ValueError("a power of two from 4K to 1M is wanted")
-    return value
-
-
-def _readahead(text: str) -> int:
-    value = size(text)
-    if value > 1024 * MIB:
-        raise ValueError("at most 1G is wanted")
-    return value
-
-
-def _seconds(text: str) -> float:
-    if text == "forever":
-        return float("inf")
-    value = float(text)
-    if not 0.1 <= value < 1e9:
-        raise ValueError("a number of seconds, at least 0.1, is wanted")
-    return value
-
-
-def _seconds_or_never(text: str) -> float:
-    return 0.0 if text in ("0", "never") else _seconds(text)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 10_000:
-        raise ValueError("a number from 0 to 10000 is wanted")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 < value < 65536:
-        raise ValueError("a port number is wanted")
-    return value
-
-
-def _path(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError("an absolute path is wanted")
-    return text
-
-
-def _thumbprint(text: str) -> str:
-    value = text.upper()
-    if not re.fullmatch(r"([0-9A-F]{2}:){19,31}[0-9A-F]{2}", value):
-        raise ValueError("the SHA-1 or SHA-256 of a certificate, AB:CD:..., is wanted")
-    return value
-
-
-def _transports(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(":"))
-    unknown = [name for name in names if name not in TRANSPORTS]
-    if unknown or len(set(names)) != len(names):
-        known = ", ".join(TRANSPORTS)
-        raise ValueError(f"names out of {known}, in order of preference, with colons are wanted")
-    return names
-
-
-def _devices(text: str) -> tuple[str, ...]:
-    if text == "auto":
-        return ()
-    # Colons stand in names as well, such as those of /dev/disk/by-path.
-    names = tuple(re.split(r":(?=/)", text))
-    if not all(re.fullmatch(r"/.*[^/:]", name) for name in names):
-        raise ValueError("auto, or absolute paths of block devices with colons, is wanted")
-    return names
-
-
-def _id(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32 - 1:
-        raise ValueError("a numeric id is wanted")
-    return value
-
-
-def _umask(text: str) -> int:
-    value = int(text, 8)
-    if not 0 <= value <= 0o777:
-        raise ValueError("three octal digits are wanted")
-    return value
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in words:
-            raise ValueError("one of " + ", ".join(words) + " is wanted")
-        return text
-
-    return read
-
-
-def _log_target(text: str) -> str:
-    if text in ("auto", "stderr", "syslog") or text.startswith("/"):
-        return text
-    raise ValueError("stderr, syslog, auto or an absolute path is wanted")
-
-
-def _flag(_text: str) -> bool:
-    return True
-
-
 OPTIONS: Final = (
-    Option("uid", "N", "owner of the files (default: whoever mounts)", _id),
-    Option("gid", "N", "group of the files (default: that of whoever mounts)", _id),
-    Option("umask", "OCTAL", "permission bits to take away (default: 077)", _umask),
-    Option("allow_other", "", "let other users in, as far as umask= allows", _flag),
+    Option("uid", "N", "owner of the files (default: whoever mounts)", values.numeric_id),
+    Option("gid", "N", "group of the files (default: that of whoever mounts)", values.numeric_id),
+    Option("umask", "OCTAL", "permission bits to take away (default: 077)", values.umask),
+    Option("allow_other", "", "let other users in, as far as umask= allows", values.flag),
     Option(
         "follow_parents",
         "folder|any",
         "where a VMDK may name files: its own folder only (default), or anywhere",
-        _one_of("folder", "any"),
+        values.one_of("folder", "any"),
     ),
     Option(
         "raw_devices",
         "yes|no",
         "read the devices of this machine that a VMDK names as its extents (default: no)",
-        _one_of("yes", "no"),
+        values.one_of("yes", "no"),
+    ),
+    Option(
+        "writable",
+        "",
+        "let the base disk, chain/0.raw, be written, and nothing else; in `vddkfs mount -o` the "
+        "word rw means the same",
+        values.flag,
+    ),
+    Option(
+        "restore",
+        "yes|no",
+        "with writable: also where other links lie above the base, as a restore over SAN has it; "
+        "the snapshot made for it has to be reverted and removed afterwards (default: no)",
+        values.one_of("yes", "no"),
+    ),
+    Option(
+        "assume",
+        "powered-off",
+        "with writable, for vddk://: you know that the virtual machine is powered off, and stays "
+        "so",
+        values.one_of("powered-off"),
+    ),
+    Option(
+        "fence_timeout",
+        "SECONDS",
+        "how long a write of a lost worker waits for the proof that it cannot land late; then it "
+        "fails, and the disk is written no more (default: 30)",
+        values.seconds,
+    ),
+    Option(
+        "overlay",
+        "DIR|tmp",
+        "let every disk be written, into DIR and not into the source; DIR is made if need be, and "
+        "gone on with next time; tmp: a private folder that is removed at unmount",
+        values.overlay,
+    ),
+    Option(
+        "overlay_force",
+        "yes|no",
+        "take the overlay for a disk that somebody may write meanwhile, or whose files have "
+        "changed since (default: no)",
+        values.one_of("yes", "no"),
     ),
     Option(
         "cache",
         "auto|strict|none",
         "what is kept of a disk: as its links allow (auto, the default), nothing from one open to "
         "the next (strict), or nothing at all (none)",
-        _one_of("auto", "strict", "none"),
+        values.one_of("auto", "strict", "none"),
     ),
     Option(
         "cache_size",
         "SIZE",
         "memory for the sector cache (default: 256M, or an eighth of the memory, or half of what "
         "is available, the least of them)",
-        _cache_size,
+        values.cache_size,
     ),
     Option(
         "readahead",
         "SIZE",
         "how far to read ahead of a sequential reader, at most; 0: not at all (default: 16M)",
-        _readahead,
+        values.readahead,
     ),
     Option(
         "block_size",
         "SIZE",
         "what a scattered read fetches, a power of two from 4K to 1M (default: 64K)",
-        _block_size,
+        values.block_size,
     ),
     Option(
-        "op_timeout", "SECONDS", "how long one read may take in a worker (default: 60)", _seconds
+        "op_timeout",
+        "SECONDS",
+        "how long one read may take in a worker (default: 60)",
+        values.seconds,
     ),
     Option(
         "retry_budget",
         "SECONDS|forever",
         "how long a request is tried again before it ends with EIO (default: 100)",
-        _seconds,
+        values.seconds,
     ),
-    Option("idle_timeout", "SECONDS", "after which an idle worker ends (default: 900)", _seconds),
+    Option(
+        "idle_timeout", "SECONDS", "after which an idle worker ends (default: 900)", values.seconds
+    ),
     Option(
         "stop_timeout",
         "SECONDS",
         "how long SIGTERM waits for open files (default: 10)",
-        _seconds,
+        values.seconds,
     ),
     Option(
         "credentials",
         "FILE",
         "user= and password= (or cookie=) for vddk://, a file of mode 0600 (default: a prompt)",
-        _path,
+        values.absolute_path,
     ),
-    Option("thumbprint", "AB:CD:...", "of the server's certificate, for vddk://", _thumbprint),
+    Option(
+        "thumbprint", "AB:CD:...", "of the server's certificate, for vddk://", values.thumbprint
+    ),
     Option(
         "transports",
         "LIST",
         "how VDDK may reach the disks, in order, such as san:nbdssl (default: nbdssl:nbd)",
-        _transports,
+        values.transports,
     ),
     Option(
         "san_check",
         "yes|no",
         "leave san out where this machine has no SCSI disks (default: yes)",
-        _one_of("yes", "no"),
+        values.one_of("yes", "no"),
     ),
     Option(
         "san_devices",
         "auto|LIST",
         "the block devices whose cached pages are dropped for SAN, such as "
         "/dev/mapper/mpatha:/dev/sdb (default: auto, those that VDDK has open)",
-        _devices,
+        values.devices,
     ),
     Option(
         "drop_caches",
         "yes|no",
         "drop all cached pages of this machine where those of a SAN device cannot be dropped "
         "(default: no)",
-        _one_of("yes", "no"),
+        values.one_of("yes", "no"),
     ),
     Option(
         "compression",
         "none|zlib|fastlz|skipz",
         "how VDDK compresses what goes over the network (default: none)",
-        _one_of("none", "zlib", "fastlz", "skipz"),
+        values.one_of("none", "zlib", "fastlz", "skipz"),
     ),
-    Option("libdir", "DIR", "where VDDK is installed (default: the usual places)", _path),
-    Option("vddk_config", "FILE", "your own configuration file for VDDK", _path),
-    Option("nfc_port", "PORT", "where the hosts serve disks (default: 902)", _port),
+    Option(
+        "libdir", "DIR", "where VDDK is installed (default: the usual places)", values.absolute_path
+    ),
+    Option("vddk_config", "FILE", "your own configuration file for VDDK", values.absolute_path),
+    Option("nfc_port", "PORT", "where the hosts serve disks (default: 902)", values.port),
     Option(
         "keepalive",
         "SECONDS|never",
         "after which a sector is read of an idle VDDK disk (default: 60)",
-        _seconds_or_never,
+        values.seconds_or_never,
     ),
     Option(
         "idle_close",
         "SECONDS|never",
         "after which an idle VDDK disk is closed until it is read again (default: 300)",
-        _seconds_or_never,
+        values.seconds_or_never,
     ),
     Option(
         "max_sessions",
         "N",
         "VDDK sessions of one server, of all mounts of this machine; 0: any (default: 32)",
-        _count,
+        values.count,
     ),
-    Option("log", "TARGET", "auto (default), stderr, syslog or an absolute path", _log_target),
+    Option(
+        "log", "TARGET", "auto (default), stderr, syslog or an absolute path", values.log_target
+    ),
     Option(
         "log_level",
         "LEVEL",
         "error, warning, info (default) or debug",
-        _one_of("error", "warning", "info", "debug"),
+        values.one_of("error", "warning", "info", "debug"),
     ),
 )
 
@@ -359,7 +293,13 @@ def parse_options(words: Iterable[str]) -> MountOptions:
                 raise UsageError(
                     f"option {item}: {_reason(error)}", advice=f"write {name}={option.metavar}"
                 ) from None
-    return MountOptions(**found)
+    options = MountOptions(**found)
+    if options.writable and options.overlay:
+        raise UsageError(
+            "writable and overlay= exclude each other",
+            advice="an overlay takes all writes; the source is written without one",
+        )
+    return options
 
 
 def _reason(error: ValueError) -> str:

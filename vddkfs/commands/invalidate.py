@@ -29,7 +29,7 @@ from vddkfs.errors import (
 )
 from vddkfs.loops import Range, Reader, flush, readers, steps
 from vddkfs.mountinfo import Entry, Table, entries
-from vddkfs.options import size
+from vddkfs.option_values import size
 from vddkfs.report import duration, lines
 from vddkfs.state import socket_path
 

@@ -281,6 +281,20 @@ class AsyncEngine(Engine, Protocol):
         *done* may be called before this returns. *into* belongs to the engine until then.
         """
 
+    def start_write(self, sector: int, data: memoryview, done: Done) -> None:
+        """Begin to write *data*, whole sectors, to the base from *sector* on.
+
+        Only for an engine that was opened to be written. *done* may be called before this returns;
+        *data* belongs to the engine until then. What *done* is told of may have been written in
+        part if it is an error. Writes that overlap are never under way at once.
+        """
+
+    def start_flush(self, done: Done) -> None:
+        """Begin to see to it that all writes that have ended are on the disk; tell *done*.
+
+        An error says that writes may be lost, and the same flush is not worth another try.
+        """
+
     def report(self) -> EngineReport:
         """Return what status shows of the engine."""
 
@@ -308,7 +322,8 @@ class BlockingEngine(Engine, Protocol):
     """An engine whose reads wait: they run on a pool of threads.
 
     ``read`` may be called from several threads at once. All other methods, and ``read_nowait``,
-    are called from the worker's main thread only.
+    are called from the worker's main thread only; ``write`` and ``flush`` by any thread, several at
+    once, and beside reads.
     """
 
     @property
@@ -326,3 +341,9 @@ class BlockingEngine(Engine, Protocol):
 
     def read(self, image: int, sector: int, count: int, into: memoryview, direct: bool) -> None:
         """Fill *into* with *count* sectors of *image* from *sector*; it is never short."""
+
+    def write(self, sector: int, data: memoryview) -> None:
+        """Write *data*, whole sectors, to the base: see ``AsyncEngine.start_write``."""
+
+    def flush(self) -> None:
+        """Return when all writes that have returned are on the disk."""

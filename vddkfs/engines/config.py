@@ -9,13 +9,17 @@ class VmdkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
     """The built-in engine on *links* (absolute paths, base first).
 
     Paths are bytes, because a file's name need not be UTF-8. *follow_any* lets a link name files
-    outside its folder, *raw_devices* devices of this machine. Image ``n`` is the view composed of
-    links 0 to ``n``.
+    outside its folder, *raw_devices* devices of this machine.
+    *writable*: the base is opened to be written, or the open fails; with *keep_content_id* its CID
+    stays what it is at the first write, because there are links above it. Image ``n`` is the view
+    composed of links 0 to ``n``.
     """
 
     links: tuple[bytes, ...]
     follow_any: bool = False
     raw_devices: bool = False
+    writable: bool = False
+    keep_content_id: bool = False
     table_cache_bytes: int = 8 * 1024 * 1024
 
     hot_adds: ClassVar[bool] = False
@@ -25,12 +29,14 @@ class VmdkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
 class VddkImage(msgspec.Struct, frozen=True):
     """A disk as VDDK opens it: the *path* that *snapshot* (a reference, or "") knows it by.
 
-    *live*: somebody may write it, so that it is opened anew at each revalidation.
+    *live*: somebody may write it, so that it is opened anew at each revalidation. *writable*: it is
+    opened to be written, or the open fails.
     """
 
     path: str
     snapshot: str = ""
     live: bool = False
+    writable: bool = False
 
 
 class VddkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vddk"):

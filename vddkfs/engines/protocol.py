@@ -46,6 +46,9 @@ class Op(IntEnum):
     DESCRIBE = 8  # body: VddkConfig; reply: Description
     REPORT = 9  # reply: EngineReport
     RENEW = 10  # reply: Renewal
+    WRITE = 11  # sector, count (sectors), chunk, offset (bytes in the chunk): to the base
+    FLUSH = 12  # no body: all writes that were answered are on the disk
+    WRITE_AGAIN = 13  # sector; body: what was written there, and may be lost
 
 
 DIRECT: Final = 1
