@@ -7,9 +7,10 @@ same numbers at every mount: each disk has a range of 2^20 of its own.
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from vddkfs.disks.allocation import guessed_bytes
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import ExtentMap
-from vddkfs.disks.image import Image, guessed_bytes
+from vddkfs.disks.image import Image
 from vddkfs.disks.partitions import Partition, PartitionTable
 from vddkfs.engines.base import SECTOR
 from vddkfs.fuse.reads import Reads
