@@ -4,8 +4,10 @@ Order of things: arena and cache, a supervisor for each disk's worker, the tree,
 the control socket, the kernel's requests. "Ready" is said when the mount answers.
 
 Going down: umount ends the session, and everything goes. SIGTERM and SIGINT try a plain umount;
-files that are open (for reading: nothing can be open for writing) are waited for ``stop_timeout``,
-or until a second signal, and are let go then. SIGHUP does what ``vddkfs invalidate`` does.
+files that are open for reading are waited for ``stop_timeout``, or until a second signal, and are
+let go then. A file that is open for writing may have a guest's file system on it, whose journal
+would be aborted: it is waited for until a second signal, however long that takes, and what was
+written is flushed then. SIGHUP does what ``vddkfs invalidate`` does.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from vddkfs.disks.describe import describe_disk, describe_source
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import qemu_map
 from vddkfs.disks.image import Image
-from vddkfs.disks.vm import Source
+from vddkfs.disks.vm import Chain, Source
 from vddkfs.engines.base import EngineFacts, EngineReport, LinkIdentity
 from vddkfs.engines.client import WorkerClient
 from vddkfs.engines.config import EngineConfig
@@ -47,6 +49,7 @@ from vddkfs.observe.logs import Log
 from vddkfs.observe.metrics import Metrics
 from vddkfs.observe.status import StatusReport
 from vddkfs.options import MountOptions
+from vddkfs.overlays import overlay_of
 from vddkfs.state import held, socket_path, state_folder
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,8 @@ _HOTADD_SECONDS = 900.0
 """How long a worker may take to open its disks."""
 _STATISTICS_SECONDS = 0.08
 """How long a worker may take to tell what its library did: status must not wait for a hung one."""
+_LAST_FLUSH = 10.0
+"""Seconds for what was written to reach the disk, when files are let go."""
 _LAST_ANSWERS = 0.05
 """Seconds for handlers to tell their callers that the mount goes down."""
 
@@ -84,6 +89,7 @@ class Daemon:
         self._report: StatusReport | None = None
         self._invalidation: Invalidation | None = None
         self._metrics: Metrics | None = None
+        self._overlay = ""
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
@@ -97,6 +103,8 @@ class Daemon:
             stack.callback(arena.close)
             nursery = await stack.enter_async_context(_cancelled_at_end())
             self._make_disks(arena, nursery)
+            if self._options.overlay:
+                self._overlay = await stack.enter_async_context(self._overlaid())
             for client in self._clients:
                 nursery.start_soon(client.run)
                 stack.callback(client.stop)
@@ -122,7 +130,7 @@ class Daemon:
             self._clients.append(client)
         for chain in self._source.chains:
             disk = Disk(
-                chain,
+                self._as_mounted(chain),
                 self._clients,
                 nursery=nursery,
                 cache=cache,
@@ -130,6 +138,23 @@ class Daemon:
                 mode=options.cache,
             )
             self._disks.append(disk)
+
+    def _overlaid(self) -> AbstractAsyncContextManager[str]:
+        options = self._options
+        remote = self._source.engine == "vddk" and not options.assume
+        return overlay_of(self._disks, options.overlay, options.overlay_force == "yes", remote)
+
+    def _as_mounted(self, chain: Chain) -> Chain:
+        """Return *chain*, frozen altogether where an overlay takes the writes of a local disk.
+
+        Its owner must not write it then, and it is noticed if he does: what the overlay has would
+        lie on top of another disk. Where he may all the same (``overlay_force``) it stays live.
+        """
+        options = self._options
+        local = self._source.engine == "vmdk"
+        if options.overlay and local and options.overlay_force == "no":
+            return msgspec.structs.replace(chain, live=-1)
+        return chain
 
     def _patience(self, config: EngineConfig) -> Patience:
         """Return how long a worker is waited for; attaching a disk to a machine takes its time."""
@@ -181,8 +206,13 @@ class Daemon:
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
             trio.open_signal_receiver(signal.SIGHUP) as hangups,
         ):
-            allow_other = self._options.allow_other
-            session.mount(operations, self._mountpoint, self._source.path, allow_other)
+            session.mount(
+                operations,
+                self._mountpoint,
+                self._source.path,
+                self._options.allow_other,
+                writable=any(image.writable for disk in self._disks for image in disk.images),
+            )
             try:
                 async with trio.open_nursery() as nursery:
                     handlers = {
@@ -262,19 +292,53 @@ class Daemon:
     async def _stop_on_signals(
         self, signals: AsyncIterator[int], serving: trio.CancelScope
     ) -> None:
-        """Unmount on the first signal, or let go after ``stop_timeout`` or a second one."""
+        """Unmount on the first signal, or let go: see the module's docstring."""
         await anext(signals)
-        with trio.move_on_after(self._options.stop_timeout):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._unmount)
-                await anext(signals)
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._unmount)
+            nursery.start_soon(self._until_read_only, nursery.cancel_scope)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
         log.warning("%s is let go with files open", self._mountpoint)
+        await self._flush_all()
         # Reads that are under way end with EIO first: unanswered, they would hang in the kernel.
         for client in self._clients:
             client.refuse()
         await trio.sleep(_LAST_ANSWERS)
         serving.cancel()
+
+    async def _until_read_only(self, waiting: trio.CancelScope) -> None:
+        """End the wait after ``stop_timeout``, once no file is open for writing."""
+        assert self._operations is not None
+        await trio.sleep(self._options.stop_timeout)
+        told: frozenset[str] = frozenset()
+        while names := frozenset(self._operations.written_images):
+            if not names <= told:
+                told = names
+                log.warning(
+                    "still here: a guest may be mounted on %s, which is open for writing; unmount "
+                    "that, or send a second signal to let go of it",
+                    ", ".join(sorted(names)),
+                )
+            await trio.sleep(_UMOUNT_AGAIN)
+        waiting.cancel()
+
+    async def _flush_all(self) -> None:
+        """Have what was written on the disk, as far as that is done in a short time."""
+        assert self._operations is not None
+
+        async def flush(image: Image) -> None:
+            with trio.move_on_after(_LAST_FLUSH):
+                try:
+                    await image.sync()
+                except VddkfsError as error:
+                    log.error("%s: what was written may be lost: %s", image.name, error)
+                return
+            log.error("%s: what was written may be lost: no answer", image.name)
+
+        async with trio.open_nursery() as nursery:
+            for image in self._operations.written_images.values():
+                nursery.start_soon(flush, image)
 
     async def _unmount(self) -> None:
         """Try a plain umount until it works; the session then ends by itself."""

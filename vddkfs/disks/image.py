@@ -98,6 +98,8 @@ class Image:
         self.layer: Layer | None = None
         self.writes: BaseWrites | None = None
         self.read_only = "it is mounted to be read only"
+        self.above_writes = False
+        """Set where a link below is written, so that its bytes may change under the kernel."""
         self.superseded: Callable[[], None] = _nobody
         """Called when the image has become another disk, so that nothing old is shown above it."""
         self._revalidate = revalidate
@@ -214,13 +216,17 @@ class Image:
         since this was raised the last time, has been lost.
         """
         try:
-            writes = self.writes or self.layer
-            if writes is not None:
-                await writes.flush()
+            await self.sync()
         finally:
             lost, handle.failures = self.failures - handle.failures, self.failures
         if lost:
             raise EngineError(f"{self.name}: what was written may be lost: a flush has failed")
+
+    async def sync(self) -> None:
+        """Return when all that was written before is on the disk. Raises VddkfsError."""
+        writes = self.writes or self.layer
+        if writes is not None:
+            await writes.flush()
 
     def wrote(self, start: int, end: int) -> None:
         """Note that [*start*, *end*) of a link of the image was written by this mount."""
