@@ -1,13 +1,8 @@
 """One mount, put together and taken down in reverse.
 
 Order of things: arena and cache, a supervisor for each disk's worker, the tree, the FUSE session,
-the control socket, the kernel's requests. "Ready" is said when the mount answers.
-
-Going down: umount ends the session, and everything goes. SIGTERM and SIGINT try a plain umount;
-files that are open for reading are waited for ``stop_timeout``, or until a second signal, and are
-let go then. A file that is open for writing may have a guest's file system on it, whose journal
-would be aborted: it is waited for until a second signal, however long that takes, and what was
-written is flushed then. SIGHUP does what ``vddkfs invalidate`` does.
+the control socket, the kernel's requests. "Ready" is said when the mount answers. For its end see
+``departure``; SIGHUP does what ``vddkfs invalidate`` does.
 """
 
 import contextlib
@@ -27,6 +22,7 @@ import trio
 from vddkfs.cache.arena import Arena
 from vddkfs.cache.frames import SectorCache
 from vddkfs.control import ControlServer
+from vddkfs.departure import Departure
 from vddkfs.disks.describe import describe_disk, describe_source
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import qemu_map
@@ -36,14 +32,13 @@ from vddkfs.engines.base import EngineFacts, EngineReport, LinkIdentity
 from vddkfs.engines.client import WorkerClient
 from vddkfs.engines.config import EngineConfig
 from vddkfs.engines.requests import Patience
-from vddkfs.errors import MountBusy, VddkfsError
+from vddkfs.errors import VddkfsError
 from vddkfs.fuse import session
 from vddkfs.fuse.notify import KernelPages
 from vddkfs.fuse.operations import Operations
 from vddkfs.fuse.tree import Tree
 from vddkfs.invalidation import Invalidation
 from vddkfs.memory import default_cache_size
-from vddkfs.mounts import holders, unmount
 from vddkfs.observe.figures import Family
 from vddkfs.observe.logs import Log
 from vddkfs.observe.metrics import Metrics
@@ -54,16 +49,11 @@ from vddkfs.state import held, socket_path, state_folder
 
 log = logging.getLogger(__name__)
 
-_UMOUNT_AGAIN = 0.5
 _OPEN_SECONDS = 300.0
 _HOTADD_SECONDS = 900.0
 """How long a worker may take to open its disks."""
 _STATISTICS_SECONDS = 0.08
 """How long a worker may take to tell what its library did: status must not wait for a hung one."""
-_LAST_FLUSH = 10.0
-"""Seconds for what was written to reach the disk, when files are let go."""
-_LAST_ANSWERS = 0.05
-"""Seconds for handlers to tell their callers that the mount goes down."""
 
 
 class Daemon:
@@ -188,7 +178,8 @@ class Daemon:
 
     async def _described_disk(self, disk: Disk) -> bytes:
         facts = await self._facts(disk.clients)
-        return _json(describe_disk(disk, self._source.engine, facts))
+        writers = [image.name for image in disk.images if image.writable]
+        return _json(describe_disk(disk, self._source.engine, facts, writers))
 
     async def _facts(self, clients: Sequence[WorkerClient]) -> EngineFacts:
         """Return what reads the disks, with the transports that are in use now, if any is."""
@@ -223,7 +214,10 @@ class Daemon:
                     }
                     control = ControlServer(socket_path(self._mountpoint), handlers)
                     await nursery.start(control.run)
-                    nursery.start_soon(self._stop_on_signals, signals, nursery.cancel_scope)
+                    departure = Departure(
+                        self._mountpoint, self._options.stop_timeout, operations, self._clients
+                    )
+                    nursery.start_soon(departure.on_signals, signals, nursery.cancel_scope)
                     nursery.start_soon(self._invalidation.on_hangups, hangups, self._mountpoint)
                     nursery.start_soon(self._serve_requests, operations, nursery)
                     await self._say_ready(ready)
@@ -261,7 +255,12 @@ class Daemon:
         reports = await self._engine_reports(self._clients)
         shown = self._operations
         return self._report.collect(
-            session.agreed(), shown.open_files, self._log, shown.served, reports
+            session.agreed(),
+            shown.open_files,
+            self._log,
+            shown.served,
+            reports,
+            self._overlay,
         )
 
     async def _measured(self) -> bytes:
@@ -288,79 +287,6 @@ class Daemon:
                 if client.config.uses_library:
                     nursery.start_soon(ask, client)
         return found
-
-    async def _stop_on_signals(
-        self, signals: AsyncIterator[int], serving: trio.CancelScope
-    ) -> None:
-        """Unmount on the first signal, or let go: see the module's docstring."""
-        await anext(signals)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._unmount)
-            nursery.start_soon(self._until_read_only, nursery.cancel_scope)
-            await anext(signals)
-            nursery.cancel_scope.cancel()
-        log.warning("%s is let go with files open", self._mountpoint)
-        await self._flush_all()
-        # Reads that are under way end with EIO first: unanswered, they would hang in the kernel.
-        for client in self._clients:
-            client.refuse()
-        await trio.sleep(_LAST_ANSWERS)
-        serving.cancel()
-
-    async def _until_read_only(self, waiting: trio.CancelScope) -> None:
-        """End the wait after ``stop_timeout``, once no file is open for writing."""
-        assert self._operations is not None
-        await trio.sleep(self._options.stop_timeout)
-        told: frozenset[str] = frozenset()
-        while names := frozenset(self._operations.written_images):
-            if not names <= told:
-                told = names
-                log.warning(
-                    "still here: a guest may be mounted on %s, which is open for writing; unmount "
-                    "that, or send a second signal to let go of it",
-                    ", ".join(sorted(names)),
-                )
-            await trio.sleep(_UMOUNT_AGAIN)
-        waiting.cancel()
-
-    async def _flush_all(self) -> None:
-        """Have what was written on the disk, as far as that is done in a short time."""
-        assert self._operations is not None
-
-        async def flush(image: Image) -> None:
-            with trio.move_on_after(_LAST_FLUSH):
-                try:
-                    await image.sync()
-                except VddkfsError as error:
-                    log.error("%s: what was written may be lost: %s", image.name, error)
-                return
-            log.error("%s: what was written may be lost: no answer", image.name)
-
-        async with trio.open_nursery() as nursery:
-            for image in self._operations.written_images.values():
-                nursery.start_soon(flush, image)
-
-    async def _unmount(self) -> None:
-        """Try a plain umount until it works; the session then ends by itself."""
-        told = False
-        while True:
-            try:
-                await trio.to_thread.run_sync(unmount, self._mountpoint)
-            except MountBusy:
-                if not told:
-                    told = True
-                    who = await trio.to_thread.run_sync(holders, self._mountpoint)
-                    log.warning(
-                        "told to stop, but files are open: %s; waiting %g s for them",
-                        "; ".join(who) or "by whom is not to be seen",
-                        self._options.stop_timeout,
-                    )
-                await trio.sleep(_UMOUNT_AGAIN)
-            except VddkfsError as error:
-                log.warning("%s", error)
-                return
-            else:
-                await trio.sleep_forever()
 
 
 @asynccontextmanager

@@ -119,6 +119,11 @@ class Image:
         writes = self.writes or self.layer
         return writes.failures if writes is not None else 0
 
+    @property
+    def broken(self) -> str:
+        """Why nothing more is written, or empty."""
+        return self.writes.broken if self.writes is not None else ""
+
     async def open(self, direct: bool, write: bool = False) -> Handle:
         """Open a file on the image, after a look at the source that began after this call.
 
