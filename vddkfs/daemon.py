@@ -153,6 +153,7 @@ class Daemon:
             open_timeout=_HOTADD_SECONDS if config.hot_adds else _OPEN_SECONDS,
             retry_budget=self._options.retry_budget,
             idle_timeout=self._options.idle_timeout,
+            fence_timeout=self._options.fence_timeout,
         )
 
     def _opened(self, worker: int, identities: Sequence[LinkIdentity]) -> None:
