@@ -1,5 +1,6 @@
 """Images with an overlay over a worker that is not one, and what they must show."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from vddkfs.disks.layer import Layer, Threads
 from vddkfs.disks.overlay import BLOCK, Limits, Overlay, SourceDisk
 from vddkfs.disks.overlay.files import Files
 from vddkfs.engines.base import SECTOR, LinkIdentity
+from vddkfs.engines.requests import ReadRequest
 
 SECTORS = 1003
 CAPACITY = SECTORS * SECTOR
@@ -50,9 +52,28 @@ async def layered(
         yield image
 
 
-def dug(seed: int = 1) -> FakeWorker:
+class Source(FakeWorker):
+    """A worker that may be held, and says when it was asked for something then."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.asked = trio.Event()
+
+    def submit_read(self, request: ReadRequest) -> None:
+        super().submit_read(request)
+        if self.held:
+            self.asked.set()
+
+    def let_go(self) -> None:
+        """Answer all that was asked, and whatever is asked later."""
+        self.held = False
+        while self.waiting or self.performed:
+            self.step(random.Random(0))
+
+
+def dug(seed: int = 1) -> Source:
     """Return a source with data and holes."""
-    worker = FakeWorker(noise(SECTORS, seed))
+    worker = Source(noise(SECTORS, seed))
     worker.dig(5, 60)
     worker.dig(200, 300)
     return worker

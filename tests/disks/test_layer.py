@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
-import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -242,13 +241,10 @@ async def test_a_block_is_never_made_of_two_disks(nursery: trio.Nursery) -> None
         worker.held = True
         stop = Stop()
         nursery.start_soon(write, image, handle, 100, b"part of a block", stop)
-        while not worker.waiting:
-            await trio.sleep(0.001)
+        await worker.asked.wait()
         image.supersede()
         worker.content[:] = noise(SECTORS, 9)
-        worker.held = False
-        while worker.waiting or worker.performed:
-            worker.step(random.Random(0))
+        worker.let_go()
         await stop.done.wait()
         assert isinstance(stop.error, StaleImage)
         assert image.layer is not None
@@ -283,11 +279,8 @@ async def test_writers_of_one_block_do_not_lose_each_others_parts(nursery: trio.
         for number, stop in enumerate(stops):
             data = bytes([number]) * 100
             nursery.start_soon(write, image, handle, BLOCK + 100 * number, data, stop)
-        while not worker.waiting:
-            await trio.sleep(0.001)
-        worker.held = False
-        while worker.waiting or worker.performed:
-            worker.step(random.Random(0))
+        await worker.asked.wait()
+        worker.let_go()
         for stop in stops:
             await stop.done.wait()
             assert stop.error is None
@@ -303,17 +296,13 @@ async def test_a_write_that_is_cancelled_is_in_nobodys_way(nursery: trio.Nursery
         worker.held = True
         first, second = Stop(), Stop()
         nursery.start_soon(write, image, handle, 10, b"first", first)
-        while not worker.waiting:
-            await trio.sleep(0.001)
+        await worker.asked.wait()
         nursery.start_soon(write, image, handle, 20, b"second", second)
         first.scope.cancel()
         await first.done.wait()
         assert first.scope.cancelled_caught
-        worker.held = False
-        while worker.waiting or worker.performed or not second.done.is_set():
-            if worker.waiting or worker.performed:
-                worker.step(random.Random(0))
-            await trio.sleep(0.001)
+        worker.let_go()
+        await second.done.wait()
         assert second.error is None
         model = Forked(worker)
         model.write(20, b"second")
@@ -323,7 +312,9 @@ async def test_a_write_that_is_cancelled_is_in_nobodys_way(nursery: trio.Nursery
 # Flushes
 
 
-async def test_a_flush_that_failed_is_told_once_to_each_writer() -> None:
+async def test_a_flush_that_failed_is_told_once_to_each_writer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     disk = MemoryDisk()
     async with layered(dug(), open_overlay(disk)) as image:
         first, second = [await image.open(direct=False, write=True) for _ in range(2)]
@@ -335,7 +326,7 @@ async def test_a_flush_that_failed_is_told_once_to_each_writer() -> None:
             await image.flush(first)
         assert image.failures == 1
         # Let the store be well again: what is told is told all the same.
-        layer.flush = lambda: trio.lowlevel.checkpoint()  # type: ignore[method-assign]
+        monkeypatch.setattr(layer, "flush", trio.lowlevel.checkpoint)
         await image.flush(first)
         with pytest.raises(EngineError, match="may be lost"):
             await image.flush(second)
