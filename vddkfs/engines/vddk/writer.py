@@ -116,9 +116,12 @@ class ImageWriter(ImageReader):
 
     def close(self) -> None:
         """Close the disk, after a flush. Where that fails the operator is told."""
-        if self.disk is not None and self._unflushed and self.runtime.library.has("Flush"):
+        if self.disk is not None and self._unflushed:
             try:
-                self.sync()
+                if self.runtime.library.has("Flush"):
+                    self.sync()
+                else:
+                    self.disk.handle.close()
             except (VddkfsError, OSError, ValueError) as error:
                 self._lose(error)
         super().close()
