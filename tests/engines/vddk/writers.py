@@ -57,13 +57,11 @@ class Writer(Worker):
 
     def __init__(self, kit: Kit, patch: str = "") -> None:
         super().__init__(kit, _SERVES + patch)
-        self._lent = False
 
     def begin_write(self, sector: int, data: bytes, at: int = 0) -> int:
         """Ask for a write, do not wait, and return its id."""
-        if not self._lent:
+        if self._area is None:
             self.read(0, 1)
-            self._lent = True
         assert self._area is not None
         self._area[at : at + len(data)] = data
         self.ask(Op.WRITE, sector=sector, count=len(data) // SECTOR, offset=at)
