@@ -119,13 +119,12 @@ def test_k18_a_volume_that_refuses_even_reads_once_it_is_to_be_written(
     kit: Kit, writers: Writers
 ) -> None:
     kit.configure(FILES, "fault = Read transport=hotadd error=16002")
-    writer = writers()
     with pytest.raises(EngineError) as caught:
-        writer.open(configured(kit, WRITTEN, transports=("hotadd",)))
+        writers().open(configured(kit, WRITTEN, transports=("hotadd",)))
     assert caught.value.errno == errno.EROFS
     assert "hotadd" in str(caught.value)
     assert "VIX_E_DISK_NOIO" in caught.value.cause
-    writer.open(configured(kit, WRITTEN, transports=("hotadd", "nbdssl")))
+    writers().open(configured(kit, WRITTEN, transports=("hotadd", "nbdssl")))
 
 
 def test_k27_a_disk_on_local_storage_is_not_written_over_san(kit: Kit, writers: Writers) -> None:
@@ -202,14 +201,13 @@ def test_a_lock_that_another_holds_is_waited_for(
     config = configured(kit, WRITTEN, transports=transports)
     holder = writers(SCSI)
     holder.open(msgspec.structs.replace(config, tmp_directory=str(kit.path / "holder")))
-    second = writers(SCSI)
     with pytest.raises(EngineError, match="another program holds the file's lock") as caught:
-        second.open(config)
+        writers(SCSI).open(config)
     assert caught.value.retry == "reconnect"
     assert caught.value.errno == errno.EBUSY
     assert len(kit.events("lock-refused")) == 1, "no other transport is tried"
     assert holder.stop() == 0
-    second.open(config)
+    writers(SCSI).open(config)
 
 
 def begun(kit: Kit, writers: Writers, *lines: str) -> Writer:
@@ -233,9 +231,8 @@ def test_a_late_write_of_the_dead_is_fenced_by_the_lock(
     begun(kit, writers, *lines).kill()
     kit.configure(*lines)
     new = pieces("new", 16)
-    writer = writers()
-    # Its host has not heard yet, perhaps, that its client is dead.
-    until(lambda: _opens(writer, kit), what="the lock")
+    # The host has not heard yet, perhaps, that its client is dead.
+    writer = until(lambda: _opened(writers, kit), what="the lock")
     assert len(settled(kit)) == 16, "each has landed or never will"
     for number, data in enumerate(new):
         writer.write(128 + 8 * number, data)
@@ -257,14 +254,16 @@ def test_without_the_lock_a_late_write_lands_on_a_newer_one(kit: Kit, writers: W
     assert raw(kit.disk(WRITTEN.path))[128 * SECTOR :][: 16 * 4096] != b"".join(pieces("new", 16))
 
 
-def _opens(writer: Writer, kit: Kit) -> bool:
+def _opened(writers: Writers, kit: Kit) -> Writer | None:
+    """Return a worker that has the disk open, None where the lock is another's."""
+    writer = writers()
     try:
         writer.open(configured(kit, WRITTEN))
     except EngineError as error:
         if error.retry != "reconnect":
             raise
-        return False
-    return True
+        return None
+    return writer
 
 
 def settled(kit: Kit) -> list[object]:
@@ -274,12 +273,11 @@ def settled(kit: Kit) -> list[object]:
 
 
 def test_a_lock_that_lingers_is_waited_for(kit: Kit, writers: Writers) -> None:
-    lines = ("late_write_ms = 100", "lock_linger_ms = 400")
+    lines = ("late_write_ms = 100", "lock_linger_ms = 4000")
     begun(kit, writers, *lines).kill()
     kit.configure(*lines)
-    writer = writers()
     until(lambda: kit.events("lock-lingers"), what="the host to hear that its client is dead")
-    assert not _opens(writer, kit)
-    until(lambda: _opens(writer, kit), what="the lock")
+    assert _opened(writers, kit) is None
+    writer = until(lambda: _opened(writers, kit), what="the lock")
     writer.write(128, noise("new", 4096))
     assert writer.read(128, 8) == noise("new", 4096)
