@@ -243,9 +243,8 @@ class _FlatWriter:
         """See ``_Writer``."""
 
 
-def _check_link(link: OpenLink) -> None:
-    """Raise the refusal if the descriptor, or what its extents share, forbids writing."""
-    info = link.info
+def check_described(info: LinkInfo) -> None:
+    """Raise the refusal if what is described forbids writing."""
     if info.parent_content_id != NO_PARENT:
         raise refusal(info.path, "it has a parent: only the base of a chain is written")
     kind = info.format.lower()
@@ -260,6 +259,12 @@ def _check_link(link: OpenLink) -> None:
         if not fits and extent.kind != ZEROS:
             what = f"an extent of kind {extent.kind} in a disk of type {printable(info.format)}"
             raise refusal(extent.path or info.path, what, _CONVERT_ADVICE)
+
+
+def _check_link(link: OpenLink) -> None:
+    """Raise the refusal if the descriptor, or what its extents share, forbids writing."""
+    info = link.info
+    check_described(info)
     if any(isinstance(extent, DeferredExtent) for extent in link.extents):
         what = f"its {len(link.extents)} extents are more than are kept open"
         raise refusal(info.path, what, _CONVERT_ADVICE)
