@@ -1,11 +1,8 @@
 """One mount, put together and taken down in reverse.
 
 Order of things: arena and cache, a supervisor for each disk's worker, the tree, the FUSE session,
-the control socket, the kernel's requests. "Ready" is said when the mount answers.
-
-Going down: umount ends the session, and everything goes. SIGTERM and SIGINT try a plain umount;
-files that are open (for reading: nothing can be open for writing) are waited for ``stop_timeout``,
-or until a second signal, and are let go then. SIGHUP does what ``vddkfs invalidate`` does.
+the control socket, the kernel's requests. "Ready" is said when the mount answers. For its end see
+``departure``; SIGHUP does what ``vddkfs invalidate`` does.
 """
 
 import contextlib
@@ -15,7 +12,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +22,38 @@ import trio
 from vddkfs.cache.arena import Arena
 from vddkfs.cache.frames import SectorCache
 from vddkfs.control import ControlServer
+from vddkfs.departure import Departure
 from vddkfs.disks.describe import describe_disk, describe_source
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import qemu_map
 from vddkfs.disks.image import Image
-from vddkfs.disks.vm import Source
+from vddkfs.disks.vm import Chain, Source
 from vddkfs.engines.base import EngineFacts, EngineReport, LinkIdentity
 from vddkfs.engines.client import WorkerClient
 from vddkfs.engines.config import EngineConfig
 from vddkfs.engines.requests import Patience
-from vddkfs.errors import MountBusy, VddkfsError
+from vddkfs.errors import VddkfsError
 from vddkfs.fuse import session
 from vddkfs.fuse.notify import KernelPages
 from vddkfs.fuse.operations import Operations
 from vddkfs.fuse.tree import Tree
 from vddkfs.invalidation import Invalidation
 from vddkfs.memory import default_cache_size
-from vddkfs.mounts import holders, unmount
 from vddkfs.observe.figures import Family
 from vddkfs.observe.logs import Log
 from vddkfs.observe.metrics import Metrics
 from vddkfs.observe.status import StatusReport
 from vddkfs.options import MountOptions
+from vddkfs.overlays import overlay_of
 from vddkfs.state import held, socket_path, state_folder
 
 log = logging.getLogger(__name__)
 
-_UMOUNT_AGAIN = 0.5
 _OPEN_SECONDS = 300.0
 _HOTADD_SECONDS = 900.0
 """How long a worker may take to open its disks."""
 _STATISTICS_SECONDS = 0.08
 """How long a worker may take to tell what its library did: status must not wait for a hung one."""
-_LAST_ANSWERS = 0.05
-"""Seconds for handlers to tell their callers that the mount goes down."""
 
 
 class Daemon:
@@ -84,6 +79,7 @@ class Daemon:
         self._report: StatusReport | None = None
         self._invalidation: Invalidation | None = None
         self._metrics: Metrics | None = None
+        self._overlay = ""
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
@@ -97,6 +93,8 @@ class Daemon:
             stack.callback(arena.close)
             nursery = await stack.enter_async_context(_cancelled_at_end())
             self._make_disks(arena, nursery)
+            if self._options.overlay:
+                self._overlay = await stack.enter_async_context(self._overlaid())
             for client in self._clients:
                 nursery.start_soon(client.run)
                 stack.callback(client.stop)
@@ -122,7 +120,7 @@ class Daemon:
             self._clients.append(client)
         for chain in self._source.chains:
             disk = Disk(
-                chain,
+                self._as_mounted(chain),
                 self._clients,
                 nursery=nursery,
                 cache=cache,
@@ -131,6 +129,23 @@ class Daemon:
             )
             self._disks.append(disk)
 
+    def _overlaid(self) -> AbstractAsyncContextManager[str]:
+        options = self._options
+        remote = self._source.engine == "vddk" and not options.assume
+        return overlay_of(self._disks, options.overlay, options.overlay_force == "yes", remote)
+
+    def _as_mounted(self, chain: Chain) -> Chain:
+        """Return *chain*, frozen altogether where an overlay takes the writes of a local disk.
+
+        Its owner must not write it then, and it is noticed if he does: what the overlay has would
+        lie on top of another disk. Where he may all the same (``overlay_force``) it stays live.
+        """
+        options = self._options
+        local = self._source.engine == "vmdk"
+        if options.overlay and local and options.overlay_force == "no":
+            return msgspec.structs.replace(chain, live=-1)
+        return chain
+
     def _patience(self, config: EngineConfig) -> Patience:
         """Return how long a worker is waited for; attaching a disk to a machine takes its time."""
         return Patience(
@@ -138,6 +153,7 @@ class Daemon:
             open_timeout=_HOTADD_SECONDS if config.hot_adds else _OPEN_SECONDS,
             retry_budget=self._options.retry_budget,
             idle_timeout=self._options.idle_timeout,
+            fence_timeout=self._options.fence_timeout,
         )
 
     def _opened(self, worker: int, identities: Sequence[LinkIdentity]) -> None:
@@ -163,7 +179,8 @@ class Daemon:
 
     async def _described_disk(self, disk: Disk) -> bytes:
         facts = await self._facts(disk.clients)
-        return _json(describe_disk(disk, self._source.engine, facts))
+        writers = [image.name for image in disk.images if image.writable]
+        return _json(describe_disk(disk, self._source.engine, facts, writers))
 
     async def _facts(self, clients: Sequence[WorkerClient]) -> EngineFacts:
         """Return what reads the disks, with the transports that are in use now, if any is."""
@@ -181,8 +198,13 @@ class Daemon:
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
             trio.open_signal_receiver(signal.SIGHUP) as hangups,
         ):
-            allow_other = self._options.allow_other
-            session.mount(operations, self._mountpoint, self._source.path, allow_other)
+            session.mount(
+                operations,
+                self._mountpoint,
+                self._source.path,
+                self._options.allow_other,
+                writable=any(image.writable for disk in self._disks for image in disk.images),
+            )
             try:
                 async with trio.open_nursery() as nursery:
                     handlers = {
@@ -193,7 +215,10 @@ class Daemon:
                     }
                     control = ControlServer(socket_path(self._mountpoint), handlers)
                     await nursery.start(control.run)
-                    nursery.start_soon(self._stop_on_signals, signals, nursery.cancel_scope)
+                    departure = Departure(
+                        self._mountpoint, self._options.stop_timeout, operations, self._clients
+                    )
+                    nursery.start_soon(departure.on_signals, signals, nursery.cancel_scope)
                     nursery.start_soon(self._invalidation.on_hangups, hangups, self._mountpoint)
                     nursery.start_soon(self._serve_requests, operations, nursery)
                     await self._say_ready(ready)
@@ -231,7 +256,12 @@ class Daemon:
         reports = await self._engine_reports(self._clients)
         shown = self._operations
         return self._report.collect(
-            session.agreed(), shown.open_files, self._log, shown.served, reports
+            session.agreed(),
+            shown.open_files,
+            self._log,
+            shown.served,
+            reports,
+            self._overlay,
         )
 
     async def _measured(self) -> bytes:
@@ -258,45 +288,6 @@ class Daemon:
                 if client.config.uses_library:
                     nursery.start_soon(ask, client)
         return found
-
-    async def _stop_on_signals(
-        self, signals: AsyncIterator[int], serving: trio.CancelScope
-    ) -> None:
-        """Unmount on the first signal, or let go after ``stop_timeout`` or a second one."""
-        await anext(signals)
-        with trio.move_on_after(self._options.stop_timeout):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._unmount)
-                await anext(signals)
-                nursery.cancel_scope.cancel()
-        log.warning("%s is let go with files open", self._mountpoint)
-        # Reads that are under way end with EIO first: unanswered, they would hang in the kernel.
-        for client in self._clients:
-            client.refuse()
-        await trio.sleep(_LAST_ANSWERS)
-        serving.cancel()
-
-    async def _unmount(self) -> None:
-        """Try a plain umount until it works; the session then ends by itself."""
-        told = False
-        while True:
-            try:
-                await trio.to_thread.run_sync(unmount, self._mountpoint)
-            except MountBusy:
-                if not told:
-                    told = True
-                    who = await trio.to_thread.run_sync(holders, self._mountpoint)
-                    log.warning(
-                        "told to stop, but files are open: %s; waiting %g s for them",
-                        "; ".join(who) or "by whom is not to be seen",
-                        self._options.stop_timeout,
-                    )
-                await trio.sleep(_UMOUNT_AGAIN)
-            except VddkfsError as error:
-                log.warning("%s", error)
-                return
-            else:
-                await trio.sleep_forever()
 
 
 @asynccontextmanager

@@ -275,9 +275,13 @@ def parse_options(words: Iterable[str]) -> MountOptions:
     Raises UsageError for an unknown option or a bad value.
     """
     found: dict[str, Any] = {}
+    read_only = False
     for word in words:
         for item in word.split(","):
             item = item.strip()
+            if item == "rw":
+                item = "writable"
+            read_only = read_only or item == "ro"
             if not item or item in _MOUNT_WORDS or item.startswith(_MOUNT_PREFIXES):
                 continue
             name, equals, value = item.partition("=")
@@ -294,6 +298,8 @@ def parse_options(words: Iterable[str]) -> MountOptions:
                     f"option {item}: {_reason(error)}", advice=f"write {name}={option.metavar}"
                 ) from None
     options = MountOptions(**found)
+    if read_only and (options.writable or options.overlay):
+        raise UsageError("ro does not go with rw, writable or overlay=", advice="leave one of them")
     if options.writable and options.overlay:
         raise UsageError(
             "writable and overlay= exclude each other",

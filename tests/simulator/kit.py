@@ -165,9 +165,10 @@ class Host:
         """End it; return its exit code."""
         assert self.process.stdout is not None
         if self.process.poll() is None:
-            # A host that stands still must not serve anything between the two.
+            if number != signal.SIGKILL:
+                # Only that one reaches a host that stands still; and it is to serve nothing before.
+                self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(number)
-            self.process.send_signal(signal.SIGCONT)
         try:
             return self.process.wait(SECONDS)
         finally:

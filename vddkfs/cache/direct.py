@@ -16,7 +16,7 @@ async def fetch(disk: DiskCache, image: int, start: int, end: int) -> Slot:
     is cancelled the slot goes back as soon as nobody writes to it.
     """
     slot = await disk.slot(end - start)
-    answer = _Answer(slot, disk)
+    answer = Answer(slot, disk)
     first, count = start // SECTOR, (end - start) // SECTOR
     disk.source.submit_read(
         ReadRequest(image, first, count, slot, answer.done, answer.moved, direct=True)
@@ -27,8 +27,9 @@ async def fetch(disk: DiskCache, image: int, start: int, end: int) -> Slot:
     return slot
 
 
-class _Answer:
-    """The answer to one direct read; once nobody waits for it, the slot goes back by itself."""
+class Answer:
+    """The answer to one direct read, or one write; once nobody waits for it, the slot goes back by
+    itself."""
 
     __slots__ = ("disk", "error", "finished", "left", "lost", "slot", "task")
 

@@ -14,7 +14,7 @@ it. All of this runs on the trio thread.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from cachetools import TTLCache
@@ -32,6 +32,8 @@ from vddkfs.errors import EngineError, VddkfsError
 FETCHES_AHEAD: Final = 24
 """Frames that read-ahead may have under way for one disk."""
 _MOST_FAILED: Final = 4096
+_OVER: Final = -1
+"""The epoch of a run that is not to be kept."""
 _FAILED_SECONDS: Final = 60.0
 """For how long a fetch that failed is not tried again: each costs a reader its time, and VDDK's
 memory of a failed read is kept out of use."""
@@ -263,16 +265,31 @@ class ImageCache:
             self._index = {}
             self.disk.drop(_distinct(index))
             return
-        last = self.capacity if end is None else min(end, self.capacity)
+        self.disk.drop(self._forgotten(start, self.capacity if end is None else end))
+
+    def wrote(self, start: int, end: int) -> None:
+        """Forget [*start*, *end*), which was written through this mount.
+
+        What is being fetched of it is handed to those who wait for it (they began before), and not
+        kept; all else that is being fetched is.
+        """
+        runs = self._forgotten(start, end)
+        for run in runs:
+            run.epoch = _OVER
+        self.disk.drop(runs)
+
+    def _forgotten(self, start: int, end: int) -> list[Run]:
+        """Take all runs of the frames that the range touches out of the index, and return them."""
+        index = self._index
         # Whole frames: a run may hold bytes of a block for which another one is in the index.
-        first, last = max(start, 0) // FRAME * FRAME, -(-last // FRAME) * FRAME
+        first, last = max(start, 0) // FRAME * FRAME, -(-min(end, self.capacity) // FRAME) * FRAME
         blocks = range(first // self.block, last // self.block)
         # The range may be far larger than what is cached of the image, or far smaller.
         numbers = blocks if len(blocks) < len(index) else [n for n in index if n in blocks]
         runs = _distinct({number: index[number] for number in numbers if number in index})
         for run in runs:
             self.forget(run)
-        self.disk.drop(runs)
+        return runs
 
     def forget(self, run: Run) -> None:
         """Take *run* out of the index."""
@@ -372,6 +389,6 @@ def _no_hole(_start: int, _end: int) -> bool:
     return False
 
 
-def _distinct(index: dict[int, Run]) -> Iterable[Run]:
+def _distinct(index: dict[int, Run]) -> list[Run]:
     """Return each run of *index* once."""
     return list(dict.fromkeys(index.values()))

@@ -19,6 +19,7 @@ import trio
 from vddkfs.cache.arena import FRAME
 from vddkfs.cache.coherence import policy
 from vddkfs.cache.frames import DiskCache, SectorCache
+from vddkfs.disks.base_writes import BaseWrites
 from vddkfs.disks.coalesce import Coalesced
 from vddkfs.disks.image import Image
 from vddkfs.disks.vm import Chain, ImagePlan
@@ -70,6 +71,7 @@ class Disk:
         self._mode = mode
         self.links = chain.links
         self.live = chain.live
+        self._writable = chain.writable
         self._numbers = [plan.number for plan in chain.images]
         self._identities = {n: chain.links[n].identity for n in self._numbers}
         self._channels: dict[int, Channel] = {}
@@ -85,14 +87,40 @@ class Disk:
         # What is fetched ahead must not push itself out of a small cache.
         ahead = min(read_ahead, max(FRAME, cache.arena.share_bytes // 4))
         self.images = tuple(self._image(plan, nursery, ahead) for plan in chain.images)
+        if chain.writable:
+            self._let_write()
+        elif chain.unwritable:
+            self.images[0].read_only = chain.unwritable
+
+    def _let_write(self) -> None:
+        """Let the base be written; all images above it show what is written."""
+        base = self.images[0]
+        client = next(
+            channel.client
+            for channel in self._channels.values()
+            if any(plan.number == base.number for plan in channel.images)
+        )
+        base.writes = BaseWrites(base.name, client, base.cache, self._wrote)
+        for image in self.images[1:]:
+            image.above_writes = True
+            image.read_only = "only the base of a chain is written"
+
+    def _wrote(self, start: int, end: int) -> None:
+        for image in self.images:
+            image.wrote(start, min(end, image.capacity))
+
+    def _may_change(self, number: int) -> bool:
+        """Whether the content of link *number* may move: by its owner, or by this mount."""
+        return number == self.live or (number == 0 and self._writable)
 
     def _image(self, plan: ImagePlan, nursery: trio.Nursery, read_ahead: int) -> Image:
         channel = self._channels[plan.worker]
+        frozen = plan.number != self.live and not self._writable
         return Image(
             f"{self.name}/chain/{plan.number}.raw",
             self.links[: plan.number + 1],
             index=plan.index,
-            policy=policy(plan.number != self.live, self._mode),
+            policy=policy(frozen, self._mode),
             client=channel.client,
             cache=channel.cache,
             revalidate=self._revalidated[plan.worker],
@@ -212,7 +240,7 @@ class Disk:
         """
         for number, found in sorted(now.items()):
             was = self._identities[number]
-            change = was.change_to(found, number == self.live)
+            change = was.change_to(found, self._may_change(number))
             if change:
                 log.error(
                     "disk %s: link %d (%s) changed under the mount: %s; files that are open on "

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, compress
 from operator import sub
+from typing import Protocol
 
 from vddkfs.engines.base import SECTOR, MapExtent
 
@@ -170,6 +171,34 @@ class ExtentMap:
             yield MapExtent(start, stop - start, index % 2 == 1)
             start = stop
             index += 1
+
+
+class Changed(Protocol):
+    """*size* bytes from *offset*, whole sectors but for the image's end; *zero*: only zeros."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def zero(self) -> bool: ...
+
+
+def overlaid(source: ExtentMap, changed: Iterable[Changed]) -> ExtentMap:
+    """Return the map of *source* with *changed*, in their order, over it."""
+    union = ExtentMap(source.capacity)
+
+    def below(until: int) -> None:
+        union.extend(list(source.runs(union.known, until)))
+
+    for extent in changed:
+        first = extent.offset // SECTOR
+        if first > union.known:
+            below(first)
+        end = -(-(extent.offset + extent.size) // SECTOR)
+        union.append(union.known, end - union.known, not extent.zero)
+    below(source.capacity)
+    return union
 
 
 def qemu_map(allocation: ExtentMap, *, depth: int = 0) -> list[dict[str, int | bool]]:

@@ -10,7 +10,8 @@ import msgspec
 from vddkfs.doctor.rows import Row
 from vddkfs.engines.vddk.kit import PLUGIN
 from vddkfs.engines.vddk.session import SCSI_DISKS
-from vddkfs.options import TRANSPORTS, MountOptions
+from vddkfs.option_values import TRANSPORTS
+from vddkfs.options import MountOptions
 
 SECONDS: Final = 20.0
 DEFAULT: Final = ("nbdssl", "nbd")

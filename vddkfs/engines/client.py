@@ -9,10 +9,17 @@ with an error only when the worker says so or when ``retry_budget`` is spent.
 While a lost worker is not yet reaped (it may hang in the kernel) it may still write to the slots of
 its last requests: those slots stay out of use until it is gone, and the requests get new ones.
 
+Writes are fenced. Where the base is opened to be written, no other process is started before the
+lost one is reaped, so that reads wait as well; the next has to open the base, which takes the lock
+that the lost one had; it is sent what a library may have lost, then what was under way. If all that
+takes longer than ``fence_timeout``, nothing is written any more until the disk is mounted again:
+``write_failure`` says why, and reads go on, by processes that open the disk for reading alone.
+
 Everything here runs on the trio thread. The process is started on that same thread, and it has to
 be the main one: PR_SET_PDEATHSIG ends a child with the *thread* that made it.
 """
 
+import errno
 import functools
 import logging
 import math
@@ -31,7 +38,8 @@ from vddkfs.engines.port import WorkerPort
 from vddkfs.engines.process import STOP_SECONDS, Process, WorkerProcess
 from vddkfs.engines.protocol import Op
 from vddkfs.engines.requests import Counters, Patience
-from vddkfs.errors import EngineError, VddkfsError
+from vddkfs.engines.unflushed import write_again
+from vddkfs.errors import EngineError, StaleImage, VddkfsError
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +80,7 @@ class WorkerClient(WorkerPort):
         self._stopping = False
         self._patiently = False
         self._reaper: trio.Nursery | None = None
+        self._reaped = trio.Event()
 
     @property
     def counters(self) -> Counters:
@@ -134,6 +143,7 @@ class WorkerClient(WorkerPort):
             try:
                 while True:
                     await self._until_wanted()
+                    await self._until_fenced()
                     if not self._pending.useful:
                         await self._back_off()
                     await self._one_process()
@@ -156,15 +166,28 @@ class WorkerClient(WorkerPort):
         """
         seconds = min(self._backoff.seconds, self._patience.retry_budget / 2)
         until = trio.current_time() + seconds
-        while self._pending.waiting and (left := until - trio.current_time()) > 0:
+        while self._wanted and (left := until - trio.current_time()) > 0:
             await trio.sleep(min(left, TICK))
             self._pending.expire()
 
     async def _until_wanted(self) -> None:
         pending = self._pending
-        while not pending.waiting:
+        while not self._wanted:
             pending.wanted = trio.Event()
             await pending.wanted.wait()
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether a process is needed; what was written and may be lost needs one unasked."""
+        return bool(self._pending.waiting) or self._pending.in_doubt
+
+    async def _until_fenced(self) -> None:
+        """Wait for the end of a process that hangs, if it may still write, and the next could."""
+        while self._hanging and self._config_now.writable:
+            self._reaped = trio.Event()
+            with trio.move_on_after(TICK):
+                await self._reaped.wait()
+            self._pending.expire()
 
     async def _one_process(self) -> None:
         """Start a process, serve with it, and clean up after it."""
@@ -220,7 +243,7 @@ class WorkerClient(WorkerPort):
             nursery.start_soon(self._mind_budget)
             with trio.move_on_after(self._patience.open_timeout):
                 try:
-                    opened = await self._open(process)
+                    opened = await self._open(process) and await self._write_again(process.sock)
                 except VddkfsError as error:
                     refusal = error
             if not opened:
@@ -254,7 +277,7 @@ class WorkerClient(WorkerPort):
         sock = process.sock
         header = protocol.request_header(Op.OPEN, 0)
         try:
-            protocol.send(sock, header, protocol.encode(self.config), fd=self._secret)
+            protocol.send(sock, header, protocol.encode(self._config_now), fd=self._secret)
             await trio.lowlevel.wait_readable(sock)
             packet, fd = protocol.receive(sock)
         except (OSError, *protocol.GARBLED):
@@ -270,7 +293,40 @@ class WorkerClient(WorkerPort):
         except protocol.GARBLED as error:
             log.error("worker of %s: its first answer makes no sense: %s", self.name, error)
             return False
+        self._look_at_base(identities)
         self._opened(identities)
+        return True
+
+    def _look_at_base(self, identities: Sequence[LinkIdentity]) -> None:
+        """See to it that nothing in doubt is written to another disk than the one it was for."""
+        base, found = self._base, identities[0] if identities else None
+        if self._pending.in_doubt and base is not None:
+            change = base.replaced_by(found) if found is not None else "it is gone"
+            if change:
+                self._pending.fail_writes(
+                    StaleImage(f"{self.name}: writes were lost with a worker, because {change}")
+                )
+        self._base = found
+
+    async def _write_again(self, sock: socket.socket) -> bool:
+        """Send the process what others may have lost. Raises what another process may cure."""
+        pending = self._pending
+        kept = pending.unflushed.kept
+        try:
+            if kept and not await write_again(sock, kept):
+                return False
+        except VddkfsError as error:
+            if isinstance(error, EngineError) and error.retry:
+                raise
+            pending.fail_writes(
+                EngineError(
+                    f"{self.name}: what a lost worker had written cannot be written again",
+                    cause=str(error),
+                    advice="mount again, and write everything since the last good flush once more",
+                )
+            )
+        self.counters.rewritten += len(kept)
+        pending.settle()
         return True
 
     async def _receive(self, sock: socket.socket) -> str:
@@ -296,7 +352,7 @@ class WorkerClient(WorkerPort):
                 if self._pending.overdue():
                     return f"did not answer within {self._patience.op_timeout:g} s"
                 self._pending.pump()
-            elif await self._idle_too_long():
+            elif await self._idle_too_long() and self._may_end():
                 return _IDLE
 
     async def _idle_too_long(self) -> bool:
@@ -307,6 +363,20 @@ class WorkerClient(WorkerPort):
         with trio.move_on_at(until):
             await pending.wanted.wait()
         return not pending and trio.current_time() >= until
+
+    def _may_end(self) -> bool:
+        """Say whether the idle process may end. What it has written is flushed before.
+
+        The process of the built-in engine holds the lock that others who write are refused by, and
+        costs no session.
+        """
+        if self._pending.unflushed.dirty:
+            self._flush_behind()
+            return False
+        if self._config_now.writable and not self.config.uses_library:
+            self._pending.last_activity = trio.current_time()
+            return False
+        return True
 
     async def _mind_budget(self) -> None:
         """Give up what waits too long for a process that does not get ready."""
@@ -327,9 +397,17 @@ class WorkerClient(WorkerPort):
             self._patiently = False
 
     def _refused(self, error: VddkfsError) -> None:
-        """Fail what waits with *error*, and do not log in again for each that is asked now."""
-        self._pending.fail_all(error)
-        self._pending.charge()
+        """Fail what waits with *error*, and do not log in again for each that is asked now.
+
+        Where it can be read, but not be written any more, reads are for the next process.
+        """
+        pending = self._pending
+        lost_lock = error.errno == errno.EROFS and self._base is not None
+        if pending.in_doubt or lost_lock:
+            pending.fail_writes(error)
+        if not lost_lock:
+            pending.fail_all(error)
+        pending.charge()
         if self.config.uses_library:
             self._slow_down(backoff.REFUSED)
 
@@ -340,6 +418,9 @@ class WorkerClient(WorkerPort):
     async def _reap_later(self, process: Process, freed: Iterable[Callable[[], None]]) -> None:
         await process.reap(math.inf)
         self._hanging -= 1
+        if not self._hanging:
+            self._pending.hanging_since = math.inf
+        self._reaped.set()
         for free in freed:
             free()
 

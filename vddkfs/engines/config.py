@@ -1,5 +1,6 @@
 """What a worker opens: the body of OPEN, one struct for each engine."""
 
+import secrets
 from typing import ClassVar
 
 import msgspec
@@ -11,8 +12,9 @@ class VmdkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
     Paths are bytes, because a file's name need not be UTF-8. *follow_any* lets a link name files
     outside its folder, *raw_devices* devices of this machine.
     *writable*: the base is opened to be written, or the open fails; with *keep_content_id* its CID
-    stays what it is at the first write, because there are links above it. Image ``n`` is the view
-    composed of links 0 to ``n``.
+    stays what it is at the first write, because there are links above it. Otherwise it becomes
+    *content_id* (eight hexadecimal digits; random if empty): the processes of one mount are given
+    the same, and so change it once. Image ``n`` is the view composed of links 0 to ``n``.
     """
 
     links: tuple[bytes, ...]
@@ -20,6 +22,7 @@ class VmdkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vmdk"):
     raw_devices: bool = False
     writable: bool = False
     keep_content_id: bool = False
+    content_id: str = ""
     table_cache_bytes: int = 8 * 1024 * 1024
 
     hot_adds: ClassVar[bool] = False
@@ -78,9 +81,34 @@ class VddkConfig(msgspec.Struct, frozen=True, tag_field="engine", tag="vddk"):
     and talks to servers that count logins."""
 
     @property
+    def writable(self) -> bool:
+        """Whether the image is opened to be written."""
+        return any(image.writable for image in self.images)
+
+    @property
     def hot_adds(self) -> bool:
         """Whether disks may be attached to this machine, which must be undone in good order."""
         return "hotadd" in self.transports
 
 
 EngineConfig = VmdkConfig | VddkConfig
+
+
+def settled(config: EngineConfig) -> EngineConfig:
+    """Return *config* with what all processes that open it one after another have in common."""
+    if isinstance(config, VmdkConfig) and config.writable and not config.content_id:
+        return msgspec.structs.replace(config, content_id=new_content_id())
+    return config
+
+
+def new_content_id() -> str:
+    """Return a random content id, none of those that have a meaning (fffffffe, ffffffff)."""
+    return f"{secrets.randbelow(0xFFFFFFFE):08x}"
+
+
+def read_only(config: EngineConfig) -> EngineConfig:
+    """Return *config* for reading alone."""
+    if isinstance(config, VmdkConfig):
+        return msgspec.structs.replace(config, writable=False)
+    images = tuple(msgspec.structs.replace(image, writable=False) for image in config.images)
+    return msgspec.structs.replace(config, images=images)

@@ -2,6 +2,11 @@
 
 Requests are sent in the order in which they were asked, at most MAX_IN_FLIGHT at a time. Everything
 here runs on the trio thread, and nothing in it waits.
+
+A write that was under way when its process was lost is *in doubt*, and so is one that was answered
+and not flushed, where the process had it: it may be on the disk, or come late. What is to become of
+them is settled when that process is gone and the next has opened the base to be written. If that
+takes longer than ``fence_timeout``, nothing is written any more (``fail_writes``).
 """
 
 import collections
@@ -18,7 +23,16 @@ from typing import Final
 import trio
 
 from vddkfs.engines import protocol
-from vddkfs.engines.requests import Counters, Loan, Patience, ReadRequest, Request
+from vddkfs.engines.requests import (
+    Counters,
+    FlushCall,
+    Loan,
+    Patience,
+    ReadRequest,
+    Request,
+    WriteRequest,
+)
+from vddkfs.engines.unflushed import Unflushed
 from vddkfs.errors import EngineError, VddkfsError, WorkerFailed
 
 log = logging.getLogger(__name__)
@@ -38,8 +52,8 @@ class Pending:
 
     ``sock`` is the socket to the process that serves, or None while none does. ``useful`` is set
     when a process has answered something. *writes_late* says that the engine may still write to the
-    memory of a read that it has answered with an error: nothing else gets that memory before the
-    process is gone.
+    memory of a read that it has answered with an error, or read that of a write, and loses what was
+    not flushed: nothing else gets that memory before the process is gone.
     """
 
     def __init__(self, name: str, patience: Patience, *, writes_late: bool = False) -> None:
@@ -65,6 +79,14 @@ class Pending:
         self.excused = False
         """Set while a session of the server is waited for: nothing is given up for that."""
         self._excused_since = 0.0
+        self.unflushed = Unflushed(keeps=writes_late)
+        self.write_failure: VddkfsError | None = None
+        """Why nothing is written any more: what was written may be lost."""
+        self.hanging_since = math.inf
+        """Since when a process that was killed is not gone; it has the base open."""
+        self._doubt_since = math.inf
+        self._held_back: collections.deque[WriteRequest] = collections.deque()
+        """Writes that wait until less is unflushed."""
 
     def __bool__(self) -> bool:
         return bool(self.in_flight or self.waiting)
@@ -85,6 +107,8 @@ class Pending:
             return
         now = trio.current_time()
         request.born = now
+        if request.writes and self._stopped(request):
+            return
         if self.sock is None or len(self.in_flight) >= MAX_IN_FLIGHT or self.waiting:
             self.waiting.append(request)
             self.wanted.set()
@@ -92,6 +116,24 @@ class Pending:
             self._send(request, now)
             if len(self.in_flight) == 1:
                 self.wanted.set()
+
+    def _stopped(self, request: Request) -> bool:
+        """Say whether *request* may not be sent (yet), and see to it then."""
+        if self.write_failure is not None:
+            request.finish(self.write_failure, b"", -1)
+            return True
+        if self.unflushed.full and isinstance(request, WriteRequest):
+            self._held_back.append(request)
+            return True
+        return False
+
+    def let_in(self) -> None:
+        """Send what was held back: a flush has come to its end."""
+        held, self._held_back = self._held_back, collections.deque()
+        if held:
+            self.waiting.extend(held)
+            self.wanted.set()
+            self.pump()
 
     def pump(self) -> None:
         """Send what waits, as far as the process may have it."""
@@ -173,6 +215,8 @@ class Pending:
         self._quick = took < 4 * POLL_SECONDS
         if isinstance(request, ReadRequest):
             self.counters.reads.observe(took)
+        elif isinstance(request, WriteRequest):
+            self.counters.writes.observe(took)
         if not status:
             self.useful = self.useful or not isinstance(request, Loan)
             request.finish(None, packet, fd)
@@ -187,14 +231,16 @@ class Pending:
             if not self._asked_again(request, error, now):
                 self.useful = True
                 self._doubt(request, error)
+                if isinstance(request, FlushCall):
+                    self.fail_writes(error)
                 request.finish(error, b"", -1)
 
     def _doubt(self, request: Request, error: VddkfsError) -> None:
-        """Keep the memory of a failed read out of use, for as long as the process may write to it.
+        """Keep the memory of a failed request out of use, for as long as the process may use it.
 
         A process of which too much is kept is to be replaced.
         """
-        if not self._writes_late or not isinstance(request, ReadRequest):
+        if not self._writes_late or not isinstance(request, ReadRequest | WriteRequest):
             return
         _, free = request.move()
         self._doubtful.append(free)
@@ -256,11 +302,64 @@ class Pending:
                 request.losses = int(request.most_losses)
         return bool(late)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it is open what became of a write."""
+        return self._doubt_since < math.inf
+
+    def settle(self) -> None:
+        """Doubt nothing any more: what may be lost is written again, or about to be."""
+        self._doubt_since = math.inf
+
+    def fail_writes(self, error: VddkfsError) -> None:
+        """Write nothing any more: what was written may be lost, as *error* says."""
+        if self.write_failure is not None:
+            return
+        self.write_failure = error
+        log.error("%s: nothing is written any more: %s", self.name, error)
+        self.note(str(error))
+        self.unflushed.clear()
+        self.settle()
+        failed = [request for request in self.waiting if request.writes]
+        failed += self._held_back
+        self.waiting = collections.deque(r for r in self.waiting if not r.writes)
+        self._held_back.clear()
+        for request in failed:
+            request.finish(error, b"", -1)
+
+    def _mind_fence(self, now: float) -> None:
+        """Fail the writes if what is in doubt, or who waits for a hanging process, waits too long.
+
+        A process that waits for a session of the server is no reason: the one before it is gone.
+        """
+        if self.write_failure is not None or (self.excused and self.hanging_since == math.inf):
+            return
+        since = self._doubt_since
+        if self.hanging_since < math.inf:
+            born = (request.born for request in self.waiting if request.writes)
+            since = min([since, *(max(one, self.hanging_since) for one in born)])
+        patience = self._patience.fence_timeout
+        if now - since <= patience:
+            return
+        if self.hanging_since < math.inf:
+            told = "a process that had the disk open cannot be ended, and may still write to it"
+        else:
+            told = "a process was lost, and no other has opened the disk to be written since"
+        self.fail_writes(
+            WorkerFailed(
+                f"{self.name}: no proof within {patience:g} s that nothing is written late: {told}",
+                cause=self.last_errors[-1] if self.last_errors else "",
+                advice="mount again, and write everything since the last good flush once more",
+                errno=errno.EIO,
+            )
+        )
+
     def expire(self) -> None:
-        """Give up what has waited longer than the retry budget."""
+        """Give up what has waited longer than the retry budget, and writes earlier than that."""
+        now = trio.current_time()
+        self._mind_fence(now)
         if self.excused:
             return
-        now = trio.current_time()
         waiting = list(self.waiting)
         self.waiting.clear()
         for request in waiting:
@@ -273,9 +372,15 @@ class Pending:
         """Queue what a lost process had again, the oldest first.
 
         *hanging* says that it could not be reaped, and may still write to its slots: requests get
-        new ones, and what is returned is to be called when it is gone.
+        new ones, and what is returned is to be called when it is gone. Writes keep theirs.
         """
+        now = trio.current_time()
         lost = list(self.in_flight.values())
+        if hanging:
+            self.hanging_since = min(self.hanging_since, now)
+        wrote = any(isinstance(request, WriteRequest) for request in lost)
+        if self.write_failure is None and (wrote or self.unflushed.at_risk):
+            self._doubt_since = min(self._doubt_since, now)
         self.in_flight.clear()
         freed, self._doubtful = self._doubtful, []
         if not hanging:
@@ -288,7 +393,9 @@ class Pending:
             if hanging:
                 movable, free = request.move()
                 freed.append(free)
-            if movable and request.again and request.losses < request.most_losses:
+            if request.writes and self.write_failure is not None:
+                request.finish(self.write_failure, b"", -1)
+            elif movable and request.again and request.losses < request.most_losses:
                 self.counters.resent += 1
                 request.losses += 1
                 again.append(request)
@@ -306,9 +413,10 @@ class Pending:
 
     def fail_all(self, error: VddkfsError) -> None:
         """End everything with *error*."""
-        requests = [*self.in_flight.values(), *self.waiting]
+        requests = [*self.in_flight.values(), *self.waiting, *self._held_back]
         self.in_flight.clear()
         self.waiting.clear()
+        self._held_back.clear()
         for request in requests:
             request.finish(error, b"", -1)
 
@@ -328,3 +436,6 @@ class Pending:
         )
         log.error("%s", error)
         request.finish(error, b"", -1)
+        if isinstance(request, WriteRequest) and request.losses:
+            # A process had it: half of it may be on the disk, or come late.
+            self.fail_writes(error)

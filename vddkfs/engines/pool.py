@@ -1,5 +1,6 @@
 """Reads of an engine that waits for its disk: at once where nothing has to be waited for, else on a
-small pool of threads, so that several are under way and none stops the others.
+small pool of threads, so that several are under way and none stops the others. Writes and flushes
+wait always.
 """
 
 import math
@@ -8,7 +9,8 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from vddkfs.engines.base import (
     Answer,
@@ -22,7 +24,7 @@ from vddkfs.engines.base import (
 )
 from vddkfs.errors import VddkfsError
 
-_Read = tuple[int, int, int, memoryview, bool, Done]
+_Job = tuple[Callable[..., None], tuple[Any, ...], Done]
 
 
 class PooledEngine:
@@ -31,7 +33,7 @@ class PooledEngine:
     def __init__(self, engine: BlockingEngine) -> None:
         self._engine = engine
         self._most = engine.threads
-        self._queue: queue.SimpleQueue[_Read] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._lock = threading.Condition()
         self._threads = 0
         self._busy = 0
@@ -48,25 +50,36 @@ class PooledEngine:
         if at_once:
             done(None)
             return
+        self._start(self._engine.read, (image, sector, count, into, direct), done)
+
+    def start_write(self, sector: int, data: memoryview, done: Done) -> None:
+        """Have a thread write."""
+        self._start(self._engine.write, (sector, data), done)
+
+    def start_flush(self, done: Done) -> None:
+        """Have a thread flush what was written until now."""
+        self._start(self._engine.flush, (), done)
+
+    def _start(self, call: Callable[..., None], arguments: tuple[Any, ...], done: Done) -> None:
         with self._lock:
             self._busy += 1
             if self._busy > self._threads and self._threads < self._most:
                 self._threads += 1
                 threading.Thread(target=self._run, daemon=True).start()
-        self._queue.put((image, sector, count, into, direct, done))
+        self._queue.put((call, arguments, done))
 
     def drain(self) -> None:
-        """Wait until no read is under way."""
+        """Wait until nothing is under way."""
         with self._lock:
             self._lock.wait_for(lambda: self._busy == 0)
 
     def _run(self) -> None:
         while True:
-            image, sector, count, into, direct, done = self._queue.get()
+            call, arguments, done = self._queue.get()
             try:
-                self._engine.read(image, sector, count, into, direct)
+                call(*arguments)
             except Exception as error:
-                # Whatever it is, the reader is told, and the thread goes on to the next read.
+                # Whatever it is, who asked is told, and the thread goes on to the next.
                 if not isinstance(error, VddkfsError | OSError):
                     traceback.print_exc()
                 done(error)
@@ -74,7 +87,7 @@ class PooledEngine:
                 done(None)
             finally:
                 # A chunk is unmapped only when nothing refers to it any more.
-                del into
+                del arguments
                 with self._lock:
                     self._busy -= 1
                     self._lock.notify_all()

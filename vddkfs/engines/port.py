@@ -11,17 +11,19 @@ import trio
 
 from vddkfs.engines import protocol
 from vddkfs.engines.base import EngineReport, LinkIdentity, MapSlice, Renewal
-from vddkfs.engines.config import EngineConfig
+from vddkfs.engines.config import EngineConfig, read_only, settled
 from vddkfs.engines.pending import Pending
 from vddkfs.engines.protocol import MapQuery, Op
 from vddkfs.engines.requests import (
     Call,
+    FlushCall,
     Loan,
     MapCall,
     Patience,
     ReadRequest,
     ReportCall,
     TakeBack,
+    WriteRequest,
 )
 from vddkfs.errors import VddkfsError, WorkerFailed
 
@@ -33,7 +35,7 @@ class WorkerPort:
 
     def __init__(self, name: str, config: EngineConfig, patience: Patience) -> None:
         self.name = name
-        self.config = config
+        self.config = settled(config)
         self._patience = patience
         self._pending = Pending(name, patience, writes_late=config.uses_library)
         self._chunks: dict[int, tuple[int, int]] = {}
@@ -43,6 +45,23 @@ class WorkerPort:
         """Cancelled to end the process that serves in good order."""
         self._hanging = 0
         """Processes that were killed and are not gone: they may still write to what was lent."""
+        self._base: LinkIdentity | None = None
+        """What the last process that could write has opened at the bottom."""
+        self._flushing = False
+
+    @property
+    def write_failure(self) -> VddkfsError | None:
+        """Why nothing is written any more, None while all is well. It stays.
+
+        What was written since the last good flush may be lost then. Reads go on, by processes that
+        open the disk for reading alone.
+        """
+        return self._pending.write_failure
+
+    @property
+    def _config_now(self) -> EngineConfig:
+        """What the next process opens."""
+        return read_only(self.config) if self.write_failure is not None else self.config
 
     # What the cache asks.
 
@@ -50,6 +69,54 @@ class WorkerPort:
         """Have *request* done: now if a process serves, else as soon as one does."""
         request.timeout = self._patience.op_timeout
         self._pending.submit(request)
+
+    def submit_write(self, request: WriteRequest) -> None:
+        """Have *request* done, as ``submit_read`` does; the config must say that this writes.
+
+        It must not overlap a write that is not answered. It ends with an error if the worker says
+        so, when ``write_failure`` is set, and where it is the first whose loss is told by that: its
+        range has old or new content then, sector by sector.
+        """
+        request.timeout = self._patience.op_timeout
+        request.written = self._written
+        self._pending.submit(request)
+
+    def _written(self, request: WriteRequest) -> None:
+        unflushed = self._pending.unflushed
+        unflushed.add(request.sector, request.data)
+        if unflushed.much:
+            self._flush_behind()
+
+    async def flush(self) -> None:
+        """Return when all writes that were answered before are on the disk.
+
+        Raises what stopped it. If ``write_failure`` is set by then, writes may be lost, and every
+        flush raises that; otherwise (the mount goes down, no process within the budget) what is not
+        flushed is still kept, and another flush may succeed. Cancellation abandons the answer.
+        """
+        if self.write_failure is not None:
+            raise self.write_failure
+        if self._pending.unflushed.dirty:
+            call = self._flush_call()
+            self._pending.submit(call)
+            await call.wait()
+
+    def _flush_call(self) -> FlushCall:
+        # A disk may have minutes of writes to do: longer than one read or write may take.
+        mark = self._pending.unflushed.mark()
+        return FlushCall(self._patience.open_timeout, lambda error: self._flushed(mark, error))
+
+    def _flushed(self, mark: int, error: VddkfsError | None) -> None:
+        self._flushing = False
+        if error is None:
+            self._pending.unflushed.flushed(mark)
+        self._pending.let_in()
+
+    def _flush_behind(self) -> None:
+        """Flush though nobody asked, unless a flush is under way."""
+        if not self._flushing:
+            self._flushing = True
+            self._pending.submit(self._flush_call())
 
     def poll(self) -> None:
         """Look for an answer for a moment, if answers come quickly."""
@@ -145,10 +212,14 @@ class WorkerPort:
         VMware's library begins only once in a process: there a look opens anew what has changed.
         """
         if self.config.uses_library:
-            return await self.revalidate()
-        call = Call(Op.OPEN, self._patience.open_timeout, protocol.encode(self.config))
+            found = await self.revalidate()
+            self._base = found[0] if found else None
+            return found
+        call = Call(Op.OPEN, self._patience.open_timeout, protocol.encode(self._config_now))
         try:
-            return await self._ask(call, protocol.decode_identities)
+            found = await self._ask(call, protocol.decode_identities)
+            self._base = found[0]
+            return found
         except VddkfsError:
             self._pending.sock = None
             if self._serving is not None:

@@ -13,16 +13,20 @@ from vddkfs.errors import VddkfsError, WorkerFailed
 
 
 class Target(Protocol):
-    """Where the bytes of a read go: *offset* bytes into a chunk that is lent to the worker."""
+    """Where the bytes of a read go, or those of a write are: *offset* bytes into a chunk that is
+    lent to the worker."""
 
     chunk_number: int
     offset: int
 
 
+Bytes = bytes | bytearray | memoryview
 Moved = tuple[Target | None, Callable[[], None]]
 """A new target, or None where there is no memory for one; and what to call when nobody can write to
 the old one any more."""
 Done = Callable[[VddkfsError | None], None]
+Held = Callable[[], Callable[[], None]]
+"""Keeps a target's memory out of any other use, until what it returns is called."""
 
 
 class Request:
@@ -40,6 +44,8 @@ class Request:
     long = False
     """Whether one process may take all of the timeout for it, also where that is longer than the
     budget: to open a disk may take minutes."""
+    writes = False
+    """Whether it is of no use to a process that does not write: a write, or a flush."""
 
     def __init__(self, timeout: float) -> None:
         self.id = 0
@@ -122,6 +128,56 @@ class ReadRequest(Request):
         return target is not None, freed
 
 
+class WriteRequest(Request):
+    """Write *count* sectors to the base from *sector* on; *done* is called with the result, once.
+
+    *target* holds the bytes, and belongs to the request until *done* is called. Where a process may
+    still read it then (one that hangs, or a call that failed) *held* is called before: what that
+    process writes late must not be something else. *data* are the same bytes, which may be kept
+    longer, and must not change.
+    """
+
+    __slots__ = ("count", "data", "done", "held", "sector", "target", "written")
+
+    writes = True
+
+    def __init__(
+        self, sector: int, count: int, target: Target, data: Bytes, done: Done, held: Held
+    ) -> None:
+        super().__init__(0.0)
+        self.sector = sector
+        self.count = count
+        self.target = target
+        self.data = data
+        self.done = done
+        self.held = held
+        self.written: Callable[[WriteRequest], None] | None = None
+
+    def packet(self) -> tuple[bytes, bytes]:
+        """Return the header; the bytes are in the chunk."""
+        target = self.target
+        return protocol.REQUEST.pack(
+            Op.WRITE,
+            0,
+            0,
+            self.count,
+            self.id,
+            self.sector,
+            target.chunk_number,
+            target.offset,
+        ), b""
+
+    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
+        """Tell whoever wrote; who wants to know of what was written hears of it first."""
+        if error is None and self.written is not None:
+            self.written(self)
+        self.done(error)
+
+    def move(self) -> tuple[bool, Callable[[], None]]:
+        """Keep the slot as it is: it may be read late, but it is never written to."""
+        return True, self.held()
+
+
 class Loan(Request):
     """Lend the chunk *number*, a memfd of *size* bytes, to the worker. Each process is told."""
 
@@ -187,6 +243,26 @@ class Call(Request):
         return self._reply
 
 
+class FlushCall(Call):
+    """Have all writes that were answered on the disk; *flushed* is told when they are, or why not.
+
+    It does not say whether those are lost: see ``Pending.fail_writes``.
+    """
+
+    __slots__ = ("_flushed",)
+
+    writes = True
+
+    def __init__(self, timeout: float, flushed: Done) -> None:
+        super().__init__(Op.FLUSH, timeout)
+        self._flushed = flushed
+
+    def finish(self, error: VddkfsError | None, reply: bytes, fd: int) -> None:
+        """Tell whoever keeps what is not flushed, then whoever waits."""
+        self._flushed(error)
+        super().finish(error, reply, fd)
+
+
 class ReportCall(Call):
     """A question to the process that serves about itself: no other can answer it."""
 
@@ -217,9 +293,13 @@ class TakeBack(Call):
 
 
 class Patience:
-    """How long to wait for a worker, in seconds."""
+    """How long to wait for a worker, in seconds.
 
-    __slots__ = ("idle_timeout", "op_timeout", "open_timeout", "retry_budget")
+    *fence_timeout*: for the proof that a lost process writes nothing any more, while it is open
+    whether what it had is written.
+    """
+
+    __slots__ = ("fence_timeout", "idle_timeout", "op_timeout", "open_timeout", "retry_budget")
 
     def __init__(
         self,
@@ -227,20 +307,32 @@ class Patience:
         open_timeout: float = 300.0,
         retry_budget: float = 100.0,
         idle_timeout: float = 900.0,
+        fence_timeout: float = 30.0,
     ) -> None:
         self.op_timeout = op_timeout
         self.open_timeout = open_timeout
         self.retry_budget = retry_budget
         self.idle_timeout = idle_timeout
+        self.fence_timeout = fence_timeout
 
 
 class Counters:
     """What happened to a worker since the mount began, for status and metrics.
 
-    ``reads`` has the times from sending each read to its answer, whatever that was.
+    ``reads`` has the times from sending each read to its answer, whatever that was; ``writes``
+    those of writes. ``rewritten`` counts the writes that were answered, and sent once more.
     """
 
-    __slots__ = ("errors", "reads", "requests", "resent", "restarts", "starts")
+    __slots__ = (
+        "errors",
+        "reads",
+        "requests",
+        "resent",
+        "restarts",
+        "rewritten",
+        "starts",
+        "writes",
+    )
 
     def __init__(self) -> None:
         self.starts = 0
@@ -248,7 +340,9 @@ class Counters:
         self.requests = 0
         self.resent = 0
         self.errors = 0
+        self.rewritten = 0
         self.reads = Histogram()
+        self.writes = Histogram()
 
 
 def nothing() -> None:

@@ -1,8 +1,9 @@
 """The worker process: one engine on one chain, behind a socket, ending with its parent.
 
 Started as ``python -I -m vddkfs.engines.worker SOCKET_FD PARENT_PID``. The main thread receives,
-and makes every call of the engine. A read ends when the engine says so: at once, or from another
-thread, the built-in engine's pool or the library's own (see ``pool`` and ``vddk.engine``). An
+and makes every call of the engine. A read, a write or a flush ends when the engine says so: at
+once, or from another thread, the built-in engine's pool or the library's own (see ``pool`` and
+``vddk.engine``). What opens, closes or looks again waits until nothing is under way. An
 engine may have a quicker way to receive and serve reads (see ``vddk.fast``); the worker sees the
 other packets then.
 
@@ -12,6 +13,7 @@ sleeps: waking a sleeping core costs more than answering a 4 KiB read.
 
 import contextlib
 import ctypes
+import errno
 import math
 import mmap
 import os
@@ -28,8 +30,8 @@ from functools import partial
 import msgspec
 
 from vddkfs.engines import protocol
-from vddkfs.engines.base import SECTOR, AsyncEngine, Receiver
-from vddkfs.engines.config import EngineConfig, VddkConfig
+from vddkfs.engines.base import SECTOR, AsyncEngine, Done, Receiver
+from vddkfs.engines.config import EngineConfig, VddkConfig, new_content_id
 from vddkfs.engines.pool import PooledEngine
 from vddkfs.engines.protocol import Op
 from vddkfs.errors import EngineError, VddkfsError
@@ -75,6 +77,8 @@ def make_engine(config: EngineConfig, secret: int) -> AsyncEngine:
             follow_any=config.follow_any,
             raw_devices=config.raw_devices,
             table_cache_bytes=config.table_cache_bytes,
+            writable=config.writable,
+            content_id="" if config.keep_content_id else config.content_id or new_content_id(),
         )
     )
 
@@ -87,6 +91,7 @@ class Worker:
         self._factory = factory
         self._secret = -1
         self._engine: AsyncEngine | None = None
+        self._writable = False
         self._receiver: Receiver | None = None
         self._chunks: dict[int, tuple[mmap.mmap, memoryview]] = {}
         self._poll = select.poll()
@@ -101,11 +106,18 @@ class Worker:
                 break
             if packet[0] == Op.READ:
                 self._read(packet)
+            elif packet[0] == Op.WRITE:
+                self._write(packet)
+            elif packet[0] in (Op.FLUSH, Op.WRITE_AGAIN):
+                self._flush_or_again(packet, fd)
             else:
                 self._call(packet, fd)
         if self._engine is not None:
             self._engine.drain()
-            self._engine.close()
+            try:
+                self._engine.close()
+            except VddkfsError as error:
+                self.complain(f"at the end: {error}")
 
     def complain(self, text: str) -> None:
         """Have the daemon log *text*, before this process ends."""
@@ -163,18 +175,59 @@ class Worker:
         _, area = self._chunks.get(chunk, (None, memoryview(b"")))
         into = area[offset : offset + count * SECTOR]
         if not count or len(into) != count * SECTOR:
-            told = f"{count} sectors from byte {offset} on are no part of chunk {chunk}"
-            self._fail(Op.READ, request_id, EngineError(told))
+            self._fail(Op.READ, request_id, _no_place(count, chunk, offset))
             return
         direct = bool(flags & protocol.DIRECT)
         engine.start_read(image, sector, count, into, direct, partial(self._answer, request_id))
 
     def _answer(self, request_id: int, error: Exception | None) -> None:
         """Tell how a read ended, from any thread."""
-        if error is None:
-            self._reply(Op.READ, 0, request_id)
+        self._ended(Op.READ, request_id, error)
+
+    def _write(self, packet: bytes) -> None:
+        _, _, _, count, request_id, sector, chunk, offset = protocol.REQUEST.unpack(packet)
+        done = partial(self._ended, Op.WRITE, request_id)
+        engine = self._writer(done)
+        if engine is None:
+            return
+        _, area = self._chunks.get(chunk, (None, memoryview(b"")))
+        data = area[offset : offset + count * SECTOR]
+        if not count or len(data) != count * SECTOR:
+            done(_no_place(count, chunk, offset))
+            return
+        engine.start_write(sector, data, done)
+
+    def _flush_or_again(self, packet: bytes, fd: int) -> None:
+        op, _, _, _, request_id, sector, _, _ = protocol.REQUEST.unpack_from(packet)
+        done = partial(self._ended, op, request_id)
+        engine = self._writer(done)
+        if op == Op.FLUSH:
+            if engine is not None:
+                engine.start_flush(done)
+            return
+        try:
+            body = protocol.body_of(packet, protocol.REQUEST.size, fd)
+            if engine is not None:
+                engine.start_write(sector, memoryview(body), done)
+        except (OSError, *protocol.GARBLED) as error:
+            done(EngineError(f"what is to be written again does not come: {error}"))
+
+    def _writer(self, done: Done) -> AsyncEngine | None:
+        """Return the engine if it was opened to be written; if not, tell *done*."""
+        if self._engine is None:
+            done(EngineError("no chain is open"))
+        elif not self._writable:
+            done(EngineError("the disk was opened for reading alone", errno=errno.EROFS))
         else:
-            self._fail(Op.READ, request_id, error)
+            return self._engine
+        return None
+
+    def _ended(self, op: int, request_id: int, error: Exception | None) -> None:
+        """Tell how a request ended, from any thread."""
+        if error is None:
+            self._reply(op, 0, request_id)
+        else:
+            self._fail(op, request_id, error)
 
     def _call(self, packet: bytes, fd: int) -> None:
         request_id = protocol.REQUEST.unpack_from(packet)[4]
@@ -262,9 +315,10 @@ class Worker:
             self._engine.drain()
             self._watch(False)
             self._receiver = None
-            self._engine.close()
-            self._engine = None
+            engine, self._engine = self._engine, None
+            engine.close()
         self._engine = self._factory(config, self._secret)
+        self._writable = config.writable
         self._watch(True)
         self._receiver = self._engine.receiver(self._sock, self._answer)
         if self._receiver is not None:
@@ -281,6 +335,10 @@ class Worker:
             self._poll.register(fd, select.POLLIN)
         else:
             self._poll.unregister(fd)
+
+
+def _no_place(count: int, chunk: int, offset: int) -> EngineError:
+    return EngineError(f"{count} sectors from byte {offset} on are no part of chunk {chunk}")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,21 +1,21 @@
 """The kernel's requests, answered from the tree: inode and handle in, bytes or errno out. No
 policy.
 
-Every handler is guarded: a VddkfsError becomes its errno, and any other exception, which would end
-the mount, becomes EIO with a traceback in the log. Offsets and sizes in bytes.
+Every handler is guarded (see ``guard``). Offsets and sizes in bytes.
 """
 
 import errno
-import functools
 import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Final
 
-from vddkfs.disks.image import Handle
-from vddkfs.errors import EngineError, VddkfsError
+from vddkfs.disks.image import Handle, Image
+from vddkfs.errors import VddkfsError
+from vddkfs.fuse.complaints import Complaints
+from vddkfs.fuse.guard import file_errno, guarded
 from vddkfs.fuse.read_only import ReadOnly
 from vddkfs.fuse.served import Served
 from vddkfs.fuse.tree import Folder, Node, Text, Tree, Window
@@ -31,30 +31,6 @@ BRIEF: Final = 1.0
 """The same where another look is worth a request."""
 _BLOCK: Final = 4096
 _XATTR: Final = "user.vddkfs."
-_QUIET_SECONDS: Final = 60.0
-_MOST_TOLD: Final = 1000
-"""Failed reads that are logged within that time."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Let only FUSEError out of *handler*."""
-
-    @functools.wraps(handler)
-    async def guard(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await handler(*args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except VddkfsError as error:
-            raise pyfuse3.FUSEError(error.errno) from error
-        except Exception as error:
-            log.exception("a bug in vddkfs: %s failed", handler.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from error
-
-    return guard
 
 
 class Operations(ReadOnly):
@@ -82,12 +58,18 @@ class Operations(ReadOnly):
         self._handles: dict[int, tuple[Window, Handle, Served] | bytes] = {}
         self._folders: dict[int, tuple[Folder, list[tuple[str, Node]]]] = {}
         self._next_handle = 1
-        self._told: dict[tuple[str, str, int], float] = {}
+        self._complaints = Complaints()
 
     @property
     def open_files(self) -> int:
         """How many files of the mount are open."""
         return len(self._handles)
+
+    @property
+    def written_images(self) -> dict[str, Image]:
+        """The images that have a file open to be written, by their names."""
+        opened = [found[1] for found in self._handles.values() if not isinstance(found, bytes)]
+        return {handle.image.name: handle.image for handle in opened if handle.writes}
 
     def _node(self, inode: int) -> Node:
         node = self._tree.nodes.get(inode)
@@ -118,7 +100,9 @@ class Operations(ReadOnly):
             entry.st_blksize = 1024 * 1024
             entry.st_blocks = node.allocated_bytes() // 512
             settled = node.image.map is not None and node.image.policy.lasts
-            entry.attr_timeout = STATIC if settled else 0.0
+            entry.attr_timeout = STATIC if settled and not node.image.writable else 0.0
+            if node.writable:
+                entry.st_mode = stat.S_IFREG | (0o666 & ~self._options.umask)
             if node.folder is not None:
                 entry.entry_timeout = 0.0
             mtime = node.image.mtime_ns
@@ -131,6 +115,7 @@ class Operations(ReadOnly):
             node.size = len(await node.render())
         elif isinstance(node, Window):
             node.image.want_map()
+            await node.image.settle()
         return self._attributes(node)
 
     @guarded
@@ -192,23 +177,27 @@ class Operations(ReadOnly):
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open a file for reading; EROFS for writing."""
+        """Open a file; EROFS for writing one that is not to be written."""
         node = self._node(inode)
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            raise pyfuse3.FUSEError(errno.EROFS)
+        write = flags & os.O_ACCMODE != os.O_RDONLY
         number = self._new_handle()
         if isinstance(node, Text):
+            if write:
+                raise pyfuse3.FUSEError(errno.EROFS)
             content = await node.render()
             node.size = len(content)
             self._handles[number] = content
             return pyfuse3.FileInfo(fh=number, direct_io=True, keep_cache=False)
         if not isinstance(node, Window):
             raise pyfuse3.FUSEError(errno.EISDIR)
+        direct = bool(flags & os.O_DIRECT)
         try:
-            handle = await node.image.open(direct=bool(flags & os.O_DIRECT))
+            node.check_access(write)
+            handle = await node.image.open(direct, write)
         except VddkfsError as error:
-            log.error("%s cannot be opened: %s", node.image.name, error)
-            raise pyfuse3.FUSEError(_file_errno(error)) from error
+            level = logging.WARNING if error.errno == errno.EROFS else logging.ERROR
+            log.log(level, "%s cannot be opened: %s", node.image.name, error)
+            raise pyfuse3.FUSEError(file_errno(error)) from error
         await node.check()
         if node.stale:
             # The open found the source changed. On ESTALE the kernel looks the name up again, and
@@ -216,8 +205,9 @@ class Operations(ReadOnly):
             raise pyfuse3.FUSEError(errno.ESTALE)
         served = self.served.setdefault(node.image.name, Served())
         self._handles[number] = (node, handle, served)
-        # What is kept of nothing is not kept by the kernel either.
-        past = not node.image.policy.caches
+        # What is kept of nothing is not kept by the kernel either, and what is written by way of
+        # another file it would not hear of. Who writes past the kernel's pages writes in parallel.
+        past = not node.image.policy.caches or node.written_elsewhere or (write and direct)
         return pyfuse3.FileInfo(fh=number, direct_io=past, keep_cache=handle.keep_cache)
 
     @guarded
@@ -237,32 +227,32 @@ class Operations(ReadOnly):
             )
         except VddkfsError as error:
             served.errors += 1
-            self._tell(window, off, error)
-            raise pyfuse3.FUSEError(_file_errno(error)) from error
+            self._complaints.tell("read", window.image.name, window.start + off, error)
+            raise pyfuse3.FUSEError(file_errno(error)) from error
         finally:
             under_way.end()
             served.times.observe(time.perf_counter() - began)
         served.bytes += len(data)
         return data
 
-    def _tell(self, window: Window, offset: int, error: VddkfsError) -> None:
-        """Log a failed read: the same at most once a minute, and not each of a lost region."""
-        link = error.link if isinstance(error, EngineError) else ""
-        now = time.monotonic()
-        name = window.image.name
-        key = (name, link or str(error), offset)
-        if now - self._told.get(key, -_QUIET_SECONDS) < _QUIET_SECONDS:
-            return
-        self._told = {
-            each: when for each, when in self._told.items() if now - when < _QUIET_SECONDS
-        }
-        if len(self._told) >= _MOST_TOLD:
-            return
-        self._told[key] = now
-        if len(self._told) == _MOST_TOLD:
-            log.error("%d reads have failed within a minute; no more are logged", _MOST_TOLD)
-        where = f" (link {link})" if link else ""
-        log.error("%s%s: read at offset %d failed: %s", name, where, window.start + offset, error)
+    @guarded
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write *buf* to the image, less only at its end; it is there when this returns."""
+        found = self._handles[fh]
+        if isinstance(found, bytes) or not found[1].writes:
+            raise pyfuse3.FUSEError(errno.EBADF)
+        window, handle, served = found
+        began = time.perf_counter()
+        try:
+            size = await window.image.write(handle, off, buf)
+        except VddkfsError as error:
+            served.errors += 1
+            self._complaints.tell("write", window.image.name, off, error)
+            raise pyfuse3.FUSEError(file_errno(error)) from error
+        finally:
+            served.write_times.observe(time.perf_counter() - began)
+        served.written += size
+        return size
 
     @guarded
     async def release(self, fh: int) -> None:
@@ -271,11 +261,48 @@ class Operations(ReadOnly):
 
     @guarded
     async def flush(self, fh: int) -> None:
-        """Nothing is ever dirty."""
+        """Have what was written on the disk when a file is closed."""
+        found = self._handles[fh]
+        if not isinstance(found, bytes) and found[1].writes:
+            await self._flush(*found)
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Nothing is ever dirty."""
+        """Have what was written on the disk, whoever wrote it."""
+        found = self._handles[fh]
+        if not isinstance(found, bytes) and found[1].image.writable:
+            await self._flush(*found)
+
+    async def _flush(self, window: Window, handle: Handle, served: Served) -> None:
+        try:
+            await window.image.flush(handle)
+        except VddkfsError as error:
+            served.errors += 1
+            self._complaints.tell("flush", window.image.name, 0, error)
+            raise pyfuse3.FUSEError(file_errno(error)) from error
+
+    @guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Take what tools say before they write over a disk; nothing of it changes anything.
+
+        O_TRUNC arrives here as a size of 0 without a handle. A disk has the size that it has.
+        """
+        node = self._node(inode)
+        if not isinstance(node, Window) or not node.writable:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise pyfuse3.FUSEError(errno.EPERM)
+        resized = fields.update_size and attr.st_size != node.size
+        if resized and (fh is not None or attr.st_size):
+            raise pyfuse3.FUSEError(errno.EPERM)
+        return self._attributes(node)
 
     @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -346,11 +373,3 @@ class Operations(ReadOnly):
             "cid": image.links[-1].content_id,
         }
         return {_XATTR + key: value for key, value in values.items()}
-
-
-def _file_errno(error: VddkfsError) -> int:
-    """Return what the user of a file is told: its data changed, or cannot be had.
-
-    The file is there, whatever is missing behind it: ENOENT and the like would mislead.
-    """
-    return error.errno if error.errno in (errno.EIO, errno.ESTALE) else errno.EIO

@@ -72,11 +72,18 @@ def agreed() -> dict[str, int]:
     return {name: int(_hooks.lib.agreed_value(index)) for index, name in enumerate(names)}
 
 
-def mount(operations: pyfuse3.Operations, mountpoint: str, source: str, allow_other: bool) -> None:
+def mount(
+    operations: pyfuse3.Operations,
+    mountpoint: str,
+    source: str,
+    allow_other: bool,
+    writable: bool = False,
+) -> None:
     """Mount; the kernel's requests wait until ``serve`` runs. Raises FuseUnavailable."""
     if _hooks is not None:
         _hooks.lib.set_wanted(MAX_BACKGROUND, 0)
-    options = {"default_permissions", "ro", "subtype=vddkfs", f"fsname={_option_text(source)}"}
+    options = {"default_permissions", "subtype=vddkfs", f"fsname={_option_text(source)}"}
+    options.add("rw" if writable else "ro")
     if allow_other:
         options.add("allow_other")
     try:

@@ -1,11 +1,11 @@
 /*
- * What pyfuse3 does not reach: lseek, the INIT negotiation, a non-blocking /dev/fuse, and having the
- * kernel forget a part of a file's pages.
+ * What pyfuse3 does not reach: lseek, the INIT negotiation, a non-blocking /dev/fuse, direct writes in
+ * parallel, and having the kernel forget a part of a file's pages.
  *
  * This module is loaded RTLD_GLOBAL before pyfuse3, so that the dynamic linker binds pyfuse3's calls
- * of fuse_session_new, fuse_session_receive_buf and fuse_session_destroy to the functions below. They
- * complete the table of operations that pyfuse3 hands in, remember the session, and go on to
- * libfuse's own function of that name.
+ * of fuse_session_new, fuse_session_receive_buf, fuse_reply_open and fuse_session_destroy to the
+ * functions below. They complete the table of operations that pyfuse3 hands in, remember the session,
+ * and go on to libfuse's own function of that name.
  *
  * libfuse 3.17 renamed the symbol behind fuse_session_new to fuse_session_new_versioned; which of the
  * two pyfuse3 asks for depends on the headers that it was built with, so both are here.
@@ -18,6 +18,7 @@
 #include <fuse_lowlevel.h>
 
 #include <dlfcn.h>
+#include <linux/fuse.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -204,6 +205,38 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
     }
     res = next(se, buf);
     return res == -EAGAIN ? -EINTR : res;
+}
+
+/*
+ * Files that bypass the kernel's pages are written by several writers at once. libfuse has a field for
+ * that flag from 3.15 on, and pyfuse3 none, so the reply is made here: what libfuse would send, with
+ * the flag added. Who opens such a file only to read is not concerned.
+ */
+#ifndef FOPEN_PARALLEL_DIRECT_WRITES
+#define FOPEN_PARALLEL_DIRECT_WRITES (1 << 6)
+#endif
+
+struct open_reply {
+    uint64_t fh;
+    uint32_t open_flags;
+    uint32_t backing_id;
+};
+
+typedef int reply_open_fn(fuse_req_t, const struct fuse_file_info *);
+
+EXPORT int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+    reply_open_fn *next = (reply_open_fn *)dlsym(RTLD_NEXT, "fuse_reply_open");
+    struct open_reply reply = {.fh = fi->fh};
+
+    if (!fi->direct_io && next != NULL)
+        return next(req, fi);
+    reply.open_flags = fi->direct_io ? FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES : 0;
+    if (fi->keep_cache)
+        reply.open_flags |= FOPEN_KEEP_CACHE;
+    if (fi->nonseekable)
+        reply.open_flags |= FOPEN_NONSEEKABLE;
+    return fuse_reply_buf(req, (const char *)&reply, sizeof reply);
 }
 
 static void set_wanted(unsigned background, int auto_inval)

@@ -4,14 +4,17 @@ Inode numbers follow from the order of disks, links and partitions, so that the 
 same numbers at every mount: each disk has a range of 2^20 of its own.
 """
 
+import errno
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from vddkfs.disks.allocation import guessed_bytes
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.extents import ExtentMap
-from vddkfs.disks.image import Image, guessed_bytes
+from vddkfs.disks.image import Image
 from vddkfs.disks.partitions import Partition, PartitionTable
 from vddkfs.engines.base import SECTOR
+from vddkfs.errors import EngineError
 from vddkfs.fuse.reads import Reads
 
 ROOT: Final = 1
@@ -75,7 +78,7 @@ class Text(Node):
 
 
 class Window(Node):
-    """A read-only view of [*start*, *start* + *size*) of an image, in bytes.
+    """A view of [*start*, *start* + *size*) of an image, in bytes.
 
     *folder* is the one that found it, for a partition. *names* are the file's paths in the mount.
     """
@@ -102,6 +105,27 @@ class Window(Node):
         """Set when another inode shows what is at this place now."""
         self._allocated: tuple[ExtentMap, int] | None = None
 
+    @property
+    def writable(self) -> bool:
+        """Whether the file may be opened to be written. A partition may not: two inodes must never
+        show the same writable bytes.
+        """
+        return self.image.writable and self.folder is None
+
+    @property
+    def written_elsewhere(self) -> bool:
+        """Whether the file's bytes are written by way of another file of the mount."""
+        return self.image.above_writes or (self.image.writable and self.folder is not None)
+
+    def check_access(self, write: bool) -> None:
+        """Raise EngineError, EROFS, if the file is to be written and is a partition."""
+        if write and self.folder is not None and self.image.writable:
+            raise EngineError(
+                f"{self.names[0]}: partitions are only read",
+                advice="write disk.raw; a guest's file system is mounted with -o loop,offset=",
+                errno=errno.EROFS,
+            )
+
     def renewed(self, start: int, size: int) -> "Window":
         """Return the node that shows what is here from now on; this one goes stale.
 
@@ -122,7 +146,7 @@ class Window(Node):
         image = self.image
         if self.size == image.capacity:
             return image.allocated_bytes()
-        if image.map is None:
+        if image.map is None or image.writable:
             return guessed_bytes(image.allocated_bytes(), self.size)
         if self._allocated is None or self._allocated[0] is not image.map:
             first, last = self.start // SECTOR, -(-(self.start + self.size) // SECTOR)

@@ -121,6 +121,13 @@ OF_READERS: Final[tuple[Figure[Served], ...]] = (
         "Reads of files, from the kernel's request to the answer.",
         lambda one: merged([one.times]),
     ),
+    Figure("counter", "written_bytes", "Bytes that writers wrote.", lambda one: one.written),
+    Figure(
+        "histogram",
+        "write_seconds",
+        "Writes to files, from the kernel's request to the answer.",
+        lambda one: merged([one.write_times]),
+    ),
 )
 OF_DISKS: Final[tuple[Figure[Disk], ...]] = (
     Figure(

@@ -38,11 +38,12 @@ class StatusReport:
         log: Log,
         served: Mapping[str, Served],
         reports: Mapping[str, EngineReport],
+        overlay: str = "",
     ) -> dict[str, Any]:
         """Return the report.
 
         *served* is what was read, by the images' names; *reports* are the engines', by the workers'
-        names.
+        names. *overlay* is the folder that takes the writes, or empty.
         """
         clients = {client.name: client for disk in self._disks for client in disk.clients}
         images = [image for disk in self._disks for image in disk.images]
@@ -57,9 +58,12 @@ class StatusReport:
             "in_flight": sum(client.in_flight for client in clients.values()),
             "queued": sum(client.queued for client in clients.values()),
             "session": session,
+            "overlay": overlay,
             "reads": _reads(images, served),
+            "writes": _writes(images, served),
             "latency": {
                 "fuse": _latency(one.times for one in served.values()),
+                "writes": _latency(one.write_times for one in served.values()),
                 "cache": _latency(cache.waits for disk in self._disks for cache in disk.caches),
                 "worker": _latency(client.counters.reads for client in clients.values()),
                 "library": _latency(_library_reads(reports)),
@@ -94,6 +98,7 @@ def _disk(
         "links": len(disk.links),
         "cache_held": sum(cache.bytes_held for cache in disk.caches),
         "reads": _reads(disk.images, served),
+        "writes": _writes(disk.images, served),
         "cache": _cached(disk.images),
         "workers": [
             {**_worker(client), **_engine(reports.get(client.name))} for client in disk.clients
@@ -108,6 +113,20 @@ def _reads(images: Iterable[Image], served: Mapping[str, Served]) -> dict[str, i
         "count": sum(one.times.count for one in found),
         "bytes": sum(one.bytes for one in found),
         "errors": sum(one.errors for one in found),
+    }
+
+
+def _writes(images: Iterable[Image], served: Mapping[str, Served]) -> dict[str, Any]:
+    """Return what was written to the files of *images*, and why some are written no more."""
+    known = list(images)
+    found = [served[image.name] for image in known if image.name in served]
+    written = [image for image in known if image.writable]
+    return {
+        "count": sum(one.write_times.count for one in found),
+        "bytes": sum(one.written for one in found),
+        "writable": [image.name for image in written],
+        "changed": sum(image.layer.changed_bytes for image in written if image.layer is not None),
+        "broken": {image.name: image.broken for image in written if image.broken},
     }
 
 

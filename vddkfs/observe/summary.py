@@ -60,6 +60,7 @@ def report(found: Found) -> Iterator[str]:
         f"requests: {found['in_flight']} in flight, {found['queued']} queued"
     )
     yield f"reads: {reads['count']}, {human(reads['bytes'])}, {reads['errors']} failed"
+    yield from _writes(found)
     yield (
         f"cache {human(cache['size'])} of {human(cache['limit'])}: {cache['hits']} hits, "
         f"{cache['misses']} misses, {cache['coalesced']} waits for another's; "
@@ -84,8 +85,21 @@ def report(found: Found) -> Iterator[str]:
     yield from map(printable, found["warnings"])
 
 
+def _writes(found: Found) -> Iterator[str]:
+    writes = found["writes"]
+    if not writes["writable"]:
+        return
+    line = f"writes: {writes['count']}, {human(writes['bytes'])}"
+    if found["overlay"]:
+        line += f"; overlay {printable(found['overlay'])} has {human(writes['changed'])}"
+    yield line
+    for name, why in writes["broken"].items():
+        yield f"{printable(name)} is written no more: {printable(why)}"
+
+
 _LAYERS = {
     "fuse": "reads",
+    "writes": "writes",
     "cache": "waits for the cache",
     "worker": "reads by workers",
     "library": "reads by the library",

@@ -11,7 +11,6 @@ Threads: ``read`` changes nothing but the caches of tables and of expanded grain
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -33,7 +32,7 @@ from vddkfs.engines.vmdk.owners import DEEP, Owners
 from vddkfs.engines.vmdk.packed import PackedExtent
 from vddkfs.engines.vmdk.tables import DEFAULT_CACHE_BYTES
 from vddkfs.engines.vmdk.text import printable
-from vddkfs.engines.vmdk.write import BaseWriter
+from vddkfs.engines.vmdk.write import Locks, WritableBase, lock_to_read
 from vddkfs.errors import DamagedSource, EngineError, StaleImage
 
 _NOWAIT: Final = os.RWF_NOWAIT
@@ -49,8 +48,10 @@ class VmdkEngine:
     *paths* are the links' VMDKs, base first. The links are opened and described anew, but whether
     they belong together (content ids, hints) is what ``describe_chain`` has checked: compare
     ``identities`` with what it returned. *table_cache_bytes* bounds the tables kept in memory.
+    *writable*: the base is opened to be written, and gets *content_id* at the first write, unless
+    that is empty. It is then taken for a live link: its content changes, and it stays the same.
 
-    Raises what ``open_link`` raises.
+    Raises what ``open_link`` and ``WritableBase`` raise.
     """
 
     def __init__(
@@ -60,17 +61,24 @@ class VmdkEngine:
         follow_any: bool = False,
         raw_devices: bool = False,
         table_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        writable: bool = False,
+        content_id: str = "",
     ) -> None:
         if not paths:
             raise ValueError("a chain has at least one link")
         self._context = Context(Trust(follow_any, raw_devices), table_cache_bytes)
         self._links: list[OpenLink] = []
         self._may_try_nowait = True
-        self._writer: BaseWriter | None = None
-        self._writer_lock = threading.Lock()
+        self._writer: WritableBase | None = None
+        self._locks: Locks | None = None
         try:
             for path in paths:
                 self._links.append(self._open(path))
+            base = self._links[0]
+            if writable:
+                self._writer = WritableBase(base, content_id, self._context.say)
+            elif not (base.in_archive or base.deferred):
+                self._locks = lock_to_read(base.info, self._context.say)
         except BaseException:
             self.close()
             raise
@@ -148,22 +156,20 @@ class VmdkEngine:
     def write(self, sector: int, data: memoryview) -> None:
         """Write *data*, whole sectors, to the base from *sector* on: to image 0, and all above it.
 
-        Any thread, several at once, and beside reads. Raises what ``BaseWriter`` raises.
+        Any thread, several at once, and beside reads. Raises what ``WritableBase`` raises, and
+        EngineError (EROFS) if it was opened for reading alone.
         """
-        self._base_writer().write(sector, data)
+        if self._writer is None:
+            path = self._links[0].path
+            raise EngineError(
+                f"{printable(path)}: was opened for reading alone", errno=errno.EROFS, link=path
+            )
+        self._writer.write(sector, data)
 
     def flush(self) -> None:
         """Return when all that was written is on the disk. Raises EngineError if data was lost."""
-        with self._writer_lock:
-            writer = self._writer
-        if writer is not None:
-            writer.flush()
-
-    def _base_writer(self) -> BaseWriter:
-        with self._writer_lock:
-            if self._writer is None:
-                self._writer = BaseWriter(self._links[0])
-            return self._writer
+        if self._writer is not None:
+            self._writer.flush()
 
     def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
         """Return the allocation of [*sector*, *sector* + *count*); see ``Engine``.
@@ -240,7 +246,8 @@ class VmdkEngine:
             self._owners.forget(index)
             return old.look_again(str(error)), f"it is damaged: {error.message}"
         found = fresh.info.identity
-        if change := old.info.identity.change_to(found, last):
+        live = last or (index == 0 and self._writer is not None)
+        if change := old.info.identity.change_to(found, live):
             fresh.close()
             return found, f"it is not what was opened: {change}"
         if index == 0 and self._writer is not None:
@@ -256,6 +263,8 @@ class VmdkEngine:
             if self._writer is not None:
                 self._writer.close()
         finally:
+            if self._locks is not None:
+                self._locks.close()
             for link in self._links:
                 link.close()
             self._links.clear()

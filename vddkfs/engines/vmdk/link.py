@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from vddkfs.engines.base import FileStamp, LinkIdentity, LinkInfo
+from vddkfs.engines.vmdk.deferred import DeferredExtent
 from vddkfs.engines.vmdk.extents import Extent, Piece
 from vddkfs.errors import StaleImage
 
@@ -49,6 +50,7 @@ class OpenLink:
         self._files = files
         self._held = [file for file in files if file.holder]
         self.in_archive = bool(self._held)
+        self.deferred = any(isinstance(extent, DeferredExtent) for extent in extents)
         self._starts = [extent.start for extent in extents]
 
     def extent_at(self, sector: int) -> Extent:

@@ -75,7 +75,7 @@ class Context:
         self.archives = archives or Archives()
         self._eager = MANY_EXTENTS
         self._deferred: dict[str, bool] = {}
-        self._say = tell
+        self.say = tell
         self._told: set[str] = set()
 
     def defers(self, path: str, extents: int) -> bool:
@@ -92,7 +92,7 @@ class Context:
         """Tell *line* of the file *path*, of which nothing was told before."""
         if path not in self._told:
             self._told.add(path)
-            self._say(line)
+            self.say(line)
 
 
 def open_link(path: str, context: Context) -> OpenLink:

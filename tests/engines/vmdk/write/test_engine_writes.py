@@ -34,8 +34,8 @@ def disk(qemu: Any, tmp_path: Path) -> Path:
 def test_a_write_is_read_at_once_and_by_others(
     disk: Path, qemu: Any, opened: Callable[..., VmdkEngine], read: Read, full_map: Map
 ) -> None:
-    engine = opened(disk)
     wanted = bytearray(qemu.raw(disk))
+    engine = opened(disk, writable=True)
     for sector in (0, 130, 2048 + 64, SECTORS - 100):
         assert read(engine, sector, 100) == wanted[sector * 512 :][: len(NEW)]
         engine.write(sector, memoryview(NEW))
@@ -45,8 +45,9 @@ def test_a_write_is_read_at_once_and_by_others(
     data = [(start, count) for start, count, is_data in full_map(engine) if is_data]
     assert data == [(0, 256), (2048, 256), (SECTORS - 128, 128)]
     engine.flush()
-    assert qemu.raw(disk) == wanted
+    assert disk.read_bytes()[72] == 1, "in use"
     engine.close()
+    assert qemu.raw(disk) == wanted
     qemu._run(["qemu-img", "check", "-f", "vmdk", str(disk)])
 
 
@@ -59,7 +60,7 @@ def test_a_chain_above_shows_it_where_it_has_nothing(
         qemu.create(child, SECTORS * 512, parent=above.name)
         above = child
     qemu.io(above, "write -P 7 0 4k")
-    engine = opened(above)
+    engine = opened(above, writable=True)
     for _ in range(20):
         assert read(engine, 300, 8, image=6) == bytes(4096)
     engine.write(0, memoryview(NEW))
@@ -73,7 +74,7 @@ def test_a_chain_above_shows_it_where_it_has_nothing(
 def test_writing_goes_on_after_the_files_were_opened_again(
     disk: Path, opened: Callable[..., VmdkEngine], read: Read, how: str
 ) -> None:
-    engine = opened(disk)
+    engine = opened(disk, writable=True)
     for sector in (0, 512, 1024):
         engine.write(sector, memoryview(NEW))
         getattr(engine, how)()
@@ -84,7 +85,7 @@ def test_writing_goes_on_after_the_files_were_opened_again(
 
 def test_a_flush_without_writes_is_nothing(disk: Path, opened: Callable[..., VmdkEngine]) -> None:
     before = disk.read_bytes()
-    engine = opened(disk)
+    engine = opened(disk, writable=True)
     engine.flush()
     engine.close()
     assert disk.read_bytes() == before
@@ -93,7 +94,7 @@ def test_a_flush_without_writes_is_nothing(disk: Path, opened: Callable[..., Vmd
 def test_lost_data_is_told_at_the_end_and_all_is_closed(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = VmdkEngine([str(disk)])
+    engine = VmdkEngine([str(disk)], writable=True)
     engine.write(2048, memoryview(NEW))
 
     def lost(self: BaseWriter) -> None:
@@ -135,7 +136,7 @@ class Slow:
 def test_a_table_that_was_read_before_a_write_is_not_kept_after_it(
     disk: Path, opened: Callable[..., VmdkEngine], read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = opened(disk)
+    engine = opened(disk, writable=True)
     Slow(monkeypatch).read_while(engine, read, lambda: engine.write(0, memoryview(NEW)))
     assert read(engine, 0, 100) == NEW
 
@@ -149,6 +150,6 @@ def test_the_trap(
         self._cache.put(key, table)
 
     monkeypatch.setattr(Directory, "_keep", keep)
-    engine = opened(disk)
+    engine = opened(disk, writable=True)
     Slow(monkeypatch).read_while(engine, read, lambda: engine.write(0, memoryview(NEW)))
     assert read(engine, 0, 100) == bytes(len(NEW))

@@ -3,8 +3,8 @@
 Everything else is only read, and ``BaseWriter`` says why: links with a parent, other formats,
 extents that the descriptor protects, members of archives, devices.
 
-The content id in the descriptor is left as it is: links above the base go on naming it. What a
-file of tracked changes ("changeTrackPath") knows is not touched either.
+The content id in the descriptor is left as it is (see ``content_id``). What a file of tracked
+changes ("changeTrackPath") knows is not touched either.
 """
 
 import errno
@@ -48,6 +48,9 @@ class _Writer(Protocol):
     def write(self, sector: int, data: memoryview) -> None:
         """Write *data* from *sector* on."""
 
+    def prove(self) -> None:
+        """Write the first sector as it is, if that changes nothing."""
+
     def finish(self) -> None:
         """Do what is left when all was flushed."""
 
@@ -56,7 +59,7 @@ class BaseWriter:
     """Writes sectors of the base of a chain. ``close`` ends it; *link* stays open and its own.
 
     Nobody else may write the files meanwhile: two that allocate at once destroy them. That is the
-    caller's to see to.
+    caller's to see to (see ``opened``).
 
     Raises a VddkfsError with errno EROFS, saying why, if *link* cannot be written.
     """
@@ -79,6 +82,15 @@ class BaseWriter:
         except BaseException:
             self._close_files()
             raise
+
+    def prove(self) -> None:
+        """See to it that the disk takes writes: the first sector is written as it is, and flushed.
+
+        That changes no byte. Where a sparse file has no place for it there is nothing to write; its
+        files are open for writing all the same. Raises EngineError.
+        """
+        self._writers[0].prove()
+        self.flush()
 
     def write(self, sector: int, data: memoryview) -> None:
         """Write *data*, whole sectors, from *sector* on.
@@ -202,6 +214,9 @@ class _ZeroWriter:
     def write(self, sector: int, data: memoryview) -> None:
         """See ``_Writer``: they are zeros already."""
 
+    def prove(self) -> None:
+        """See ``_Writer``: there is nothing to write."""
+
     def finish(self) -> None:
         """See ``_Writer``."""
 
@@ -219,6 +234,10 @@ class _FlatWriter:
     def write(self, sector: int, data: memoryview) -> None:
         """See ``_Writer``."""
         self._file.write(data, (sector + self._shift) * 512, sector)
+
+    def prove(self) -> None:
+        """See ``_Writer``."""
+        self.write(0, memoryview(self._file.read(512, self._shift * 512, 0)))
 
     def finish(self) -> None:
         """See ``_Writer``."""

@@ -46,7 +46,8 @@ class WritableFile:
         self.path = path
         self.link = link
         self._loss = loss
-        self._dirty = False
+        # The kernel may still have what a process before this one wrote.
+        self._dirty = True
         self._sync_lock = threading.Lock()
 
     def write(self, data: bytes | memoryview, offset: int, sector: int) -> None:
@@ -96,7 +97,9 @@ class WritableFile:
         return os.fstat(self.fd).st_size
 
     def sync(self) -> None:
-        """Return when all that was written before is on the disk. Does nothing if nothing was.
+        """Return when all that was written before is on the disk, also by others before this.
+
+        Does nothing if nothing was written since the last time.
 
         One caller at a time: of two fdatasync at once only one would be told of a failure.
         """
