@@ -98,6 +98,7 @@ class Daemon:
             for client in self._clients:
                 nursery.start_soon(client.run)
                 stack.callback(client.stop)
+            await self._prove_access()
             shown = (self._mountpoint, self._source.path, arena, self._disks)
             self._report = StatusReport(*shown)
             self._metrics = Metrics(*shown)
@@ -128,6 +129,14 @@ class Daemon:
                 mode=options.cache,
             )
             self._disks.append(disk)
+
+    async def _prove_access(self) -> None:
+        """Open every base that is to be written, so that a refusal is met now and not at the first
+        write. Raises VddkfsError.
+        """
+        for disk in self._disks:
+            if disk.images[0].writes is not None:
+                await disk.prove_access()
 
     def _overlaid(self) -> AbstractAsyncContextManager[str]:
         options = self._options

@@ -122,7 +122,7 @@ class BaseWrites:
     async def _write_piece(self, start: int, data: memoryview) -> None:
         disk: DiskCache = self._cache.disk
         slot = await disk.slot(len(data))
-        slot.bytes(0, len(data))[:] = data
+        slot.fill(data)
         answer = Answer(slot, disk)
 
         def held() -> Callable[[], None]:
