@@ -108,7 +108,7 @@ class Storm:
 async def test_what_was_answered_is_there_after_any_number_of_kills(
     transport: str, kit: Kit
 ) -> None:
-    lines = ("late_write_ms = 400", "net.latency_us = 3000", "net.jitter = 0.9")
+    lines = ("late_write_ms = 400", "net.latency_us = 25000", "net.jitter = 0.9")
     kit.configure("san.device = file", *lines)
     before = raw(kit.disk(WRITTEN.path))
     secret = credentials()
