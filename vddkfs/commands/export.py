@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from vddkfs.disks.overlay.union import Union
 
 FORMATS: Final = ("json", "raw", "vmdk")
+_STDOUT: Final = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("folder", metavar="DIR", help="the overlay")
     parser.add_argument(
-        "image", metavar="IMAGE", help="as `show` calls it, or as its file in the mount"
+        "image", metavar="IMAGE", help="as its file in the mount is called, and `show` tells"
     )
     parser.add_argument(
-        "out", metavar="OUT", nargs="?", help="the new file (default, of json: standard output)"
+        "out", metavar="OUT", help="the new file; of json also -, which is standard output"
     )
     parser.add_argument(
         "--format", choices=FORMATS, default="json", help="what is written (default: json)"
@@ -50,12 +51,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file. Returns 0, or raises OverlayError, UsageError, or what the source raises."""
     folder = os.path.abspath(arguments.folder)
     options = parse_options(arguments.options)
-    if arguments.out is not None:
+    if arguments.out != _STDOUT:
         _check_outside(folder, os.path.abspath(arguments.out))
     if arguments.format == "json":
         _export_json(folder, arguments)
-    elif arguments.out is None:
-        raise UsageError("OUT is missing", advice=f"--format {arguments.format} needs a file")
+    elif arguments.out == _STDOUT:
+        raise UsageError(
+            f"--format {arguments.format}: cannot be written to standard output",
+            advice="name a file",
+        )
     else:
         _export_disk(folder, arguments, options)
     return EXIT_OK
@@ -76,7 +80,7 @@ def _export_json(folder: str, arguments: argparse.Namespace) -> None:
     from vddkfs.disks.overlay.target import making
 
     lines = manage.as_json(folder, arguments.image)
-    if arguments.out is None:
+    if arguments.out == _STDOUT:
         sys.stdout.writelines(lines)
         sys.stdout.flush()
         return
@@ -158,10 +162,10 @@ def _notes(found: "Reading", source: "RecordedDisk", out: str) -> Iterator[str]:
             f"{printable(out)}: its parent is in another folder: "
             "what mounts it must follow that (-o follow_parents=any)"
         )
-    if found.disk.live and found.number == len(found.disk.links) - 1:
+    if found.number == len(found.disk.links) - 1:
         yield (
-            f"{printable(link.path)}: somebody may write it: when its content id is not "
-            f"{link.content_id} any more, {printable(out)} is not its child"
+            f"{printable(link.path)}: nobody may write it any more: {printable(out)} is its child "
+            f"only while its content id is {link.content_id}"
         )
 
 

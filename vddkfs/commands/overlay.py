@@ -40,7 +40,7 @@ Write what the fork of an image holds, or what it makes of its source, to a new 
 raw and vmdk read the source, which must be what the overlay was made on, and refuse an overlay
 that a mount is using: copy the image's file from that mount instead.
 
-  vddkfs overlay export /var/overlays/web01 web01/0 > changed.json
+  vddkfs overlay export /var/overlays/web01 web01/disk.raw changed.json
   vddkfs overlay export /var/overlays/web01 web01/disk.raw --format raw web01.raw
 """
 _MARK: Final = "overlay.json"

@@ -39,9 +39,9 @@ from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import OverlayError
 
 _TRIES: Final = 3
-_IN_A_MOUNT: Final = re.compile(r"(.+)/(?:disk|chain/(\d{1,9}))\.raw", re.DOTALL)
-"""How a mount names the file of an image."""
-_IMAGE: Final = re.compile(r"(.+)/(\d{1,9})", re.DOTALL)
+_DISK: Final = "/disk.raw"
+"""The name of a disk's last image in a mount, which has another one too."""
+_IMAGE: Final = re.compile(r"(.+)/chain/(\d{1,9})\.raw", re.DOTALL)
 
 
 class ForkSummary(msgspec.Struct, frozen=True):
@@ -228,28 +228,20 @@ def _no_overlay(folder: str) -> OverlayError:
 
 
 def _fork(files: Files, folder: str, name: str) -> tuple[str, ForkFile]:
-    """Return the fork of the image that *name* means: as forks are called, or files of mounts."""
+    """Return the fork of image *name*; DISK/disk.raw is the last image of DISK."""
     known = forks_in(files, folder)
-    wanted = {name} | _meant(files, folder, name)
+    if name.endswith(_DISK):
+        last = {each.name: len(each.links) - 1 for each in _overlay(files, folder).source}
+        disk = name.removesuffix(_DISK)
+        name = image_name(disk, last[disk]) if disk in last else name
     for path, document in known:
-        if document.name in wanted:
+        if document.name == name:
             return path, document
     names = ", ".join(printable(document.name) for _, document in known) or "none"
     raise OverlayError(
         f"{printable(folder)}: nothing was written to an image {printable(name)}",
         advice=f"there is: {names}",
     )
-
-
-def _meant(files: Files, folder: str, name: str) -> set[str]:
-    """Return what the image is called whose file is called *name* in a mount."""
-    found = _IN_A_MOUNT.fullmatch(name)
-    if found is None:
-        return set()
-    if found[2]:
-        return {image_name(found[1], int(found[2]))}
-    disks = _overlay(files, folder).source
-    return {image_name(each.name, len(each.links) - 1) for each in disks if each.name == found[1]}
 
 
 def _summary(files: Files, path: str, document: ForkFile) -> ForkSummary:

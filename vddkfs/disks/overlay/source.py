@@ -45,8 +45,8 @@ class SourceDisk(msgspec.Struct, frozen=True):
 
 
 def image_name(disk: str, number: int) -> str:
-    """Return what the fork of the image of link *number* of *disk* is called."""
-    return f"{disk}/{number}"
+    """Return what the fork of the image of link *number* of *disk* is called: as its file is."""
+    return f"{disk}/chain/{number}.raw"
 
 
 class OverlayFile(msgspec.Struct, frozen=True):
