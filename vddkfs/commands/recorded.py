@@ -34,6 +34,7 @@ class RecordedDisk:
         self._folder = folder
         self._name = found.disk.name
         self._image = found.number
+        self._forced = forced
         was = found.disk.links[: found.number + 1]
         if not all(link.files for link in was):
             raise OverlayError(
@@ -50,7 +51,7 @@ class RecordedDisk:
         paths = [link.path for link in self.links]
         self._engine = VmdkEngine(paths, follow_any=trust.outside, raw_devices=trust.devices)
         try:
-            self._compare(now, self._engine.identities(), False)
+            self._compare(now, self._engine.identities(), forced)
         except BaseException:
             self._engine.close()
             raise
@@ -91,9 +92,16 @@ class RecordedDisk:
         return Parent(last.path, last.content_id, last.capacity, copied(descriptors))
 
     def check_again(self) -> None:
-        """Raise OverlayError, or StaleImage, if the disk was written since it was opened."""
-        was = self._engine.identities()
-        self._compare(was, self._engine.revalidate(), False)
+        """Raise OverlayError, or StaleImage, if the disk was written since it was opened.
+
+        *forced* takes that, but not a last link with another content id: a child has named it.
+        """
+        was = [link.identity for link in self.links]
+        now = self._engine.revalidate()
+        self._compare(was, now, self._forced)
+        before, after = was[-1].content_id, now[-1].content_id
+        if before != after:
+            raise self._another(f"content id {before} became {after}", forced=True)
 
     def close(self) -> None:
         """Close the files."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from vddkfs.disks.overlay.files import Files, told, write_all
 from vddkfs.engines.vmdk.text import printable
-from vddkfs.errors import UsageError
+from vddkfs.errors import OverlayError, UsageError
 
 PART: Final = ".part"
 
@@ -49,6 +49,7 @@ def making(
         with suppress(FileNotFoundError):
             files.remove(part)
         fd = files.open(part, create=True)
+        ours = os.fstat(fd)
     try:
         try:
             yield Target(files, part, fd)
@@ -57,14 +58,28 @@ def making(
         finally:
             files.close(fd)
         _check(path, force, kept)
+        if not _is(part, ours):
+            raise OverlayError(
+                f"{printable(part)}: somebody else has put a file there meanwhile",
+                advice="write to one file once at a time",
+            )
         with told(part, "renaming"):
             files.rename(part, path)
     except BaseException:
         with suppress(OSError):
-            files.remove(part)
+            if _is(part, ours):
+                files.remove(part)
         raise
     with told(path, "flushing its folder"):
         files.sync_folder(os.path.dirname(path))
+
+
+def _is(path: str, found: os.stat_result) -> bool:
+    """Say whether *path* is still the file that *found* is of."""
+    try:
+        return os.path.samestat(os.lstat(path), found)
+    except OSError:
+        return False
 
 
 def _check(path: str, force: bool, kept: frozenset[tuple[int, int]]) -> None:
