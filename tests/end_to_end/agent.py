@@ -53,6 +53,14 @@ def sha256(name: str, direct: bool = False, chunk: int = MIB) -> str:
     return digest.hexdigest()
 
 
+def put(name: str, data: bytes) -> None:
+    """Write a new file, or all of an old one, and have it kept."""
+    with open(name, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def drop_cache(fd: int) -> None:
     """Have the kernel forget the pages of an open file."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
