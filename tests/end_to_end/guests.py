@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.mounting import PROMPT, mounted, run, succeed, until
+from tests.end_to_end.mounting import PROMPT, Mount, mounted, run, sha256, succeed, until
 from tests.end_to_end.ntfs import leave_unclean, log_is_empty
 from tests.end_to_end.vms import KIB, MIB, SECTOR, descriptor, noise
 
@@ -26,6 +26,8 @@ START = MIB
 OLD = b"written long before the crash\n"
 KEPT = noise("a file that was synced", 300 * KIB)
 AFTER = noise("a file that was written through an overlay", 200 * KIB)
+DISK = "disk/disk.raw"
+BASE = "disk/chain/0.raw"
 _STEP = 64 * KIB
 _SHUTDOWN = 0x8004587D
 """EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN: _IOR('X', 125, __u32)."""
@@ -174,6 +176,38 @@ def guest(
     finally:
         if mounted(place):
             _ended("umount", str(place), rescue=rescue)
+
+
+@contextlib.contextmanager
+def guest_of(
+    found: Mount, kind: Kind, name: str, start: int, place: Path, options: str = "rw"
+) -> Iterator[Path]:
+    """Mount the guest in a file of a mount, through a loop device that is its alone."""
+    device = loop_device(found.path(name), start=start, rescue=found.destroy)
+    with device as node, guest(kind, node, place, options, found.destroy):
+        yield place
+
+
+@contextlib.contextmanager
+def device_of(found: Mount, name: str, start: int) -> Iterator[str]:
+    """Show a file of a mount as a read-only block device."""
+    with loop_device(found.path(name), start=start, read_only=True, rescue=found.destroy) as device:
+        yield device
+
+
+def hashes(vm: Path) -> dict[str, tuple[str, int]]:
+    """Return hash and time of all files of a source."""
+    return {
+        path.name: (sha256(path.read_bytes()), path.stat().st_mtime_ns)
+        for path in sorted(vm.iterdir())
+    }
+
+
+def leave(found: Mount) -> None:
+    """Unmount: nobody may have anything open."""
+    found.close_agent()
+    done = found.umount()
+    assert done.returncode == 0, done.stderr
 
 
 def put(path: Path, data: bytes) -> None:

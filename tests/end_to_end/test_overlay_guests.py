@@ -6,14 +6,16 @@ or shows what was true before the last writes that it had promised to keep.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.guests import (
     AFTER,
+    BASE,
     BTRFS,
+    DISK,
     EXT4,
     KEPT,
     KINDS,
@@ -26,47 +28,16 @@ from tests.end_to_end.guests import (
     as_chain,
     as_flat,
     crash,
+    device_of,
     guest,
+    guest_of,
+    hashes,
+    leave,
     loop_device,
 )
-from tests.end_to_end.mounting import Mount, Mounts, run, sha256, succeed
-
-DISK = "disk/disk.raw"
-BASE = "disk/chain/0.raw"
+from tests.end_to_end.mounting import Mount, Mounts, run, succeed
 
 Layout = Callable[[Crashed, Path], None]
-
-
-@contextmanager
-def guest_of(
-    found: Mount, kind: Kind, name: str, start: int, place: Path, options: str = "rw"
-) -> Iterator[Path]:
-    """Mount the guest in a file of a mount, through a loop device that is its alone."""
-    device = loop_device(found.path(name), start=start, rescue=found.destroy)
-    with device as node, guest(kind, node, place, options, found.destroy):
-        yield place
-
-
-@contextmanager
-def device_of(found: Mount, name: str, start: int) -> Iterator[str]:
-    """Show a file of a mount as a read-only block device."""
-    with loop_device(found.path(name), start=start, read_only=True, rescue=found.destroy) as device:
-        yield device
-
-
-def hashes(vm: Path) -> dict[str, tuple[str, int]]:
-    """Return hash and time of all files of a source."""
-    return {
-        path.name: (sha256(path.read_bytes()), path.stat().st_mtime_ns)
-        for path in sorted(vm.iterdir())
-    }
-
-
-def leave(found: Mount) -> None:
-    """Unmount: nobody may have anything open."""
-    found.close_agent()
-    done = found.umount()
-    assert done.returncode == 0, done.stderr
 
 
 def show_the_trap(found: Mount, kind: Kind, start: int, place: Path) -> None:
