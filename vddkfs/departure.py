@@ -74,7 +74,7 @@ class Departure:
                 )
             await trio.sleep(_UMOUNT_AGAIN)
         if told:
-            # Who wrote has left just now: with nothing else open, a plain umount works from here on.
+            # Who wrote has left just now: with nothing else open, a plain umount works now.
             await trio.sleep(_PLAIN_UMOUNT)
         waiting.cancel()
 

@@ -36,9 +36,9 @@ from tests.end_to_end.mounting import (
 )
 from tests.end_to_end.vms import MIB, SECTOR, descriptor, raw_sha256
 
-SIZE = 288 * MIB
-FILE = 224 * MIB
-MEMORY = 176 * MIB
+SIZE = 224 * MIB
+FILE = 160 * MIB
+MEMORY = 128 * MIB
 """Bytes for daemon, worker and writer together: less than what is written."""
 SECONDS = 45.0
 """After this long it counts as a stall; it takes three to ten."""
