@@ -39,9 +39,8 @@ class WritingEngine(FakeEngine):
         self.written.append((sector, bytes(data)))
 
     def flush(self) -> None:
-        self.reading += 1
         assert self.release.wait(SECONDS)
-        self.reading -= 1
+        assert not self.closed.is_set()
         if -1 in self.errors:
             raise self.errors[-1]
         self.flushes += 1
@@ -142,8 +141,16 @@ def test_nothing_is_written_that_was_opened_for_reading(op: Op, daemon: WritingD
     assert not engine.flushes
 
 
-@pytest.mark.parametrize("what", [Op.WRITE, Op.FLUSH])
-@pytest.mark.parametrize("op", [Op.REVALIDATE, Op.RENEW, Op.TAKE_BACK, Op.OPEN])
+@pytest.mark.parametrize(
+    ("what", "op"),
+    [
+        (Op.WRITE, Op.REVALIDATE),
+        (Op.WRITE, Op.RENEW),
+        (Op.WRITE, Op.TAKE_BACK),
+        (Op.WRITE, Op.OPEN),
+        (Op.FLUSH, Op.OPEN),
+    ],
+)
 def test_what_opens_or_closes_waits_for_what_is_under_way(
     what: Op, op: Op, started: Started
 ) -> None:
@@ -156,6 +163,22 @@ def test_what_opens_or_closes_waits_for_what_is_under_way(
     engine.release.set()
     assert [daemon.answer()[:2] for _ in range(2)] == [(first, 0), (look, 0)]
     assert engine.written == ([(100, b"x" * 512)] if what == Op.WRITE else [])
+
+
+@pytest.mark.parametrize("op", [Op.REVALIDATE, Op.RENEW, Op.TAKE_BACK])
+def test_a_long_flush_stops_nobody(op: Op, started: Started) -> None:
+    daemon, engine, _ = started
+    flush = daemon.ask(Op.FLUSH)
+    daemon.call(op)
+    daemon.lend()
+    daemon.call(Op.READ, sector=50, count=1)
+    daemon.ask(Op.STOP)
+    assert daemon.silent()
+    assert not engine.closed.is_set()
+    engine.release.set()
+    assert daemon.answer()[:2] == (flush, 0)
+    daemon.join()
+    assert engine.closed.is_set()
 
 
 def test_what_is_lost_at_the_end_is_told(
