@@ -30,13 +30,13 @@ from typing import Final
 
 import trio
 
-from vddkfs.engines import backoff, protocol
+from vddkfs.engines import backoff
 from vddkfs.engines.base import LinkIdentity
 from vddkfs.engines.config import EngineConfig, VddkConfig
+from vddkfs.engines.opening import open_chain
 from vddkfs.engines.pending import TICK
 from vddkfs.engines.port import WorkerPort
 from vddkfs.engines.process import STOP_SECONDS, Process, WorkerProcess
-from vddkfs.engines.protocol import Op
 from vddkfs.engines.requests import Counters, Patience
 from vddkfs.engines.unflushed import write_again
 from vddkfs.errors import EngineError, StaleImage, VddkfsError
@@ -274,24 +274,8 @@ class WorkerClient(WorkerPort):
 
         Returns False where the process ended first.
         """
-        sock = process.sock
-        header = protocol.request_header(Op.OPEN, 0)
-        try:
-            protocol.send(sock, header, protocol.encode(self._config_now), fd=self._secret)
-            await trio.lowlevel.wait_readable(sock)
-            packet, fd = protocol.receive(sock)
-        except (OSError, *protocol.GARBLED):
-            return False
-        if not packet:
-            return False
-        try:
-            status = protocol.REPLY.unpack_from(packet)[3]
-            body = protocol.body_of(packet, protocol.REPLY.size, fd)
-            if status:
-                raise protocol.decode_error(body, status)
-            identities = protocol.decode_identities(body)
-        except protocol.GARBLED as error:
-            log.error("worker of %s: its first answer makes no sense: %s", self.name, error)
+        identities = await open_chain(self.name, process.sock, self._config_now, self._secret)
+        if identities is None:
             return False
         self._look_at_base(identities)
         self._opened(identities)
