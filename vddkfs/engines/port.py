@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -56,7 +57,7 @@ class WorkerPort:
         What was written since the last good flush may be lost then. Reads go on, by processes that
         open the disk for reading alone.
         """
-        return self._pending.write_failure
+        return self._pending.fence.failure
 
     @property
     def _config_now(self) -> EngineConfig:
@@ -82,6 +83,8 @@ class WorkerPort:
         self._pending.submit(request)
 
     def _written(self, request: WriteRequest) -> None:
+        if self.write_failure is not None:
+            return
         unflushed = self._pending.unflushed
         unflushed.add(request.sector, request.data)
         if unflushed.much:
@@ -102,9 +105,11 @@ class WorkerPort:
             await call.wait()
 
     def _flush_call(self) -> FlushCall:
-        # A disk may have minutes of writes to do: longer than one read or write may take.
+        # A disk may have minutes of writes to do, and for as long a process cannot be ended: the
+        # kernel is not to be hurried. Whether it hangs is seen by the reads and writes beside.
+        seconds = self._patience.open_timeout if self.config.uses_library else math.inf
         mark = self._pending.unflushed.mark()
-        return FlushCall(self._patience.open_timeout, lambda error: self._flushed(mark, error))
+        return FlushCall(seconds, lambda error: self._flushed(mark, error))
 
     def _flushed(self, mark: int, error: VddkfsError | None) -> None:
         self._flushing = False
