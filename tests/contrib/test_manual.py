@@ -135,6 +135,8 @@ def test_sections() -> None:
 def test_every_option(option: object) -> None:
     name, metavar, meaning = (getattr(option, key) for key in ("name", "metavar", "meaning"))
     head = f"{name}={metavar}" if metavar else name
+    # What is between backquotes is bold in the page.
+    meaning = meaning.replace("`", "")
     assert f".TP\n{head}\n{meaning}\n" in plain(section("MOUNT OPTIONS"))
 
 

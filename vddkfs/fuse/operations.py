@@ -181,9 +181,9 @@ class Operations(ReadOnly):
         node = self._node(inode)
         write = flags & os.O_ACCMODE != os.O_RDONLY
         number = self._new_handle()
+        if write and not isinstance(node, Window):
+            raise pyfuse3.FUSEError(errno.EROFS)
         if isinstance(node, Text):
-            if write:
-                raise pyfuse3.FUSEError(errno.EROFS)
             content = await node.render()
             node.size = len(content)
             self._handles[number] = content
