@@ -38,7 +38,7 @@ from vddkfs.fuse.notify import KernelPages
 from vddkfs.fuse.operations import Operations
 from vddkfs.fuse.tree import Tree
 from vddkfs.invalidation import Invalidation
-from vddkfs.memory import default_cache_size
+from vddkfs.memory import default_cache_size, write_back_without_waiting
 from vddkfs.observe.figures import Family
 from vddkfs.observe.logs import Log
 from vddkfs.observe.metrics import Metrics
@@ -84,6 +84,8 @@ class Daemon:
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
         state_folder(create=True)
+        if self._options.overlay or self._options.writable:
+            write_back_without_waiting()
         async with AsyncExitStack() as stack:
             for folder in {plan.folder for plan in self._source.workers if plan.folder}:
                 stack.enter_context(held(Path(folder)))

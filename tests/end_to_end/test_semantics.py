@@ -234,7 +234,11 @@ def test_holes_until_the_map_is_known(proxy: Proxy, disk: str) -> None:
     assert found.stat(name).st_blocks > 0
 
 
-@promise("read-only", "Opening a file of the mount for writing fails with EROFS.")
+@promise(
+    "read-only",
+    "Opening a file of the mount for writing fails with EROFS, but for those that rw or an overlay makes "
+    "writable.",
+)
 def test_read_only(mount: Mounts, vm: Path, flat: Path) -> None:
     found = mount(vm)
     files = [name for name in found.ask("tree", str(found.place)) if not name.endswith("/")]
