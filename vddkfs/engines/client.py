@@ -351,15 +351,15 @@ class WorkerClient(WorkerPort):
     def _may_end(self) -> bool:
         """Say whether the idle process may end. What it has written is flushed before.
 
-        The process of the built-in engine holds the lock that others who write are refused by, and
-        costs no session.
+        One that may write never does: it holds the lock that others who write are refused by, and
+        that keeps a virtual machine from starting on the disk.
         """
         if self.write_failure is not None:
             return True
         dirty = self._pending.unflushed.dirty
         if dirty:
             self._flush_behind()
-        if dirty or (self.config.writable and not self.config.uses_library):
+        if dirty or self.config.writable:
             self._pending.last_activity = trio.current_time()
             return False
         return True
