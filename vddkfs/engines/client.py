@@ -37,7 +37,7 @@ from vddkfs.engines.opening import open_chain
 from vddkfs.engines.pending import TICK
 from vddkfs.engines.port import WorkerPort
 from vddkfs.engines.process import STOP_SECONDS, Process, WorkerProcess
-from vddkfs.engines.requests import Counters, Patience
+from vddkfs.engines.requests import Patience
 from vddkfs.engines.unflushed import write_again
 from vddkfs.errors import EngineError, StaleImage, VddkfsError
 
@@ -83,29 +83,9 @@ class WorkerClient(WorkerPort):
         self._reaped = trio.Event()
 
     @property
-    def counters(self) -> Counters:
-        """What happened since the mount began."""
-        return self._pending.counters
-
-    @property
-    def last_errors(self) -> Sequence[str]:
-        """The last errors, with the time of day."""
-        return self._pending.last_errors
-
-    @property
     def pid(self) -> int | None:
         """The process id, or None while no process runs."""
         return self._process.pid if self._process is not None else None
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that the process has and has not answered."""
-        return len(self._pending.in_flight)
-
-    @property
-    def queued(self) -> int:
-        """Requests that wait to be sent."""
-        return len(self._pending.waiting)
 
     @property
     def state(self) -> str:
@@ -129,10 +109,6 @@ class WorkerClient(WorkerPort):
     def refuse(self) -> None:
         """Fail everything that is asked, now and from now on: the mount is going down."""
         self._pending.refuse()
-
-    def oldest_age(self) -> float:
-        """Seconds since the oldest unanswered request was first made; 0 without one."""
-        return self._pending.oldest_age()
 
     # The supervisor.
 

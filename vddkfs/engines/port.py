@@ -5,7 +5,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import trio
@@ -17,6 +17,7 @@ from vddkfs.engines.pending import Pending
 from vddkfs.engines.protocol import MapQuery, Op
 from vddkfs.engines.requests import (
     Call,
+    Counters,
     FlushCall,
     Loan,
     MapCall,
@@ -63,6 +64,32 @@ class WorkerPort:
     def _config_now(self) -> EngineConfig:
         """What the next process opens."""
         return read_only(self.config) if self.write_failure is not None else self.config
+
+    # What status tells.
+
+    @property
+    def counters(self) -> Counters:
+        """What happened since the mount began."""
+        return self._pending.counters
+
+    @property
+    def last_errors(self) -> Sequence[str]:
+        """The last errors, with the time of day."""
+        return self._pending.last_errors
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the process has and has not answered."""
+        return len(self._pending.in_flight)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait to be sent."""
+        return len(self._pending.waiting)
+
+    def oldest_age(self) -> float:
+        """Seconds since the oldest unanswered request was first made; 0 without one."""
+        return self._pending.oldest_age()
 
     # What the cache asks.
 
