@@ -1,12 +1,14 @@
 """A vddk:// SOURCE: what it names, and which of its links are one disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vddkfs.engines.base import LinkIdentity, LinkInfo
+from vddkfs.disks.vm import Source
+from vddkfs.engines.base import Description, EngineFacts, LinkIdentity, LinkInfo
 from vddkfs.engines.config import VddkConfig, VddkImage
 from vddkfs.errors import EngineError, UnsupportedFormat, UsageError
 from vddkfs.options import parse_options
@@ -154,3 +156,153 @@ def test_a_base_begins_a_disk_and_what_could_not_be_opened_joins_its_neighbours(
 def test_a_disk_of_which_nothing_could_be_opened_is_not_there() -> None:
     links = (link(BASE), link(DATA, "s"))
     assert group(links, {1: info(DATA, 1)}) == [RemoteChain((1,), (1,))]
+
+
+# Which bases are written.
+
+VM = "vddk://vc/?moref=vm-1"
+OFF = ["writable", "assume=powered-off"]
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Source]:
+    """Return a function that plans a mount of links that are composed of so many links each."""
+    composed: dict[str, int] = {}
+
+    def describe(config: VddkConfig, *_: object) -> Description:
+        assert not any(image.writable for image in config.images)
+        found = tuple(info(image.path, composed[image.path]) for image in config.images)
+        return Description(found, EngineFacts())
+
+    monkeypatch.setattr("vddkfs.remote.state_folder", lambda create=False: tmp_path)
+    monkeypatch.setattr("vddkfs.remote.describe_images", describe)
+    monkeypatch.setattr("vddkfs.remote._secret", lambda *_: -1)
+    monkeypatch.setattr("vddkfs.remote._clean_up", lambda *_: None)
+
+    def make(words: list[str], *disks: tuple[str, int]) -> Source:
+        composed.update((disk.partition("@")[0], links) for disk, links in disks)
+        url = "".join([VM, *(f"&disk={disk}" for disk, _ in disks)])
+        return open_remote(url, parse_options(words))
+
+    return make
+
+
+def written(source: Source) -> list[list[str]]:
+    """Return the paths that each worker writes; it has nothing else open then."""
+    found = []
+    for worker in source.workers:
+        assert isinstance(worker.config, VddkConfig)
+        images = [image.path for image in worker.config.images if image.writable]
+        assert not images or len(worker.config.images) == 1
+        found.append(images)
+    return found
+
+
+Plan = Callable[..., Source]
+
+
+def test_a_base_alone_is_written(plan: Plan) -> None:
+    source = plan(OFF, (BASE, 1), (DATA, 1))
+    assert [chain.writable for chain in source.chains] == [True, True]
+    assert written(source) == [[BASE], [DATA]]
+    source = plan([], (BASE, 1))
+    assert not source.chains[0].writable
+    assert source.chains[0].unwritable == ""
+    assert written(source) == [[]]
+
+
+def test_a_vm_that_may_run_is_refused_before_anything_is_asked(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vddkfs.remote.describe_images", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr("vddkfs.remote._secret", lambda *_: pytest.fail("it was asked"))
+    with pytest.raises(UsageError, match="known to be powered off") as caught:
+        plan(["writable"], (BASE, 1))
+    assert "assume=powered-off" in caught.value.advice
+
+
+@pytest.mark.parametrize("transports", ["nbdssl", "san:nbdssl", "hotadd:nbdssl"])
+def test_a_base_below_others_is_written_for_a_restore_only(plan: Plan, transports: str) -> None:
+    disks = ((f"{BASE}@snapshot-1", 1), (f"{DELTA}@snapshot-2", 2), (LEAF, 3))
+    words = [*OFF, f"transports={transports}"]
+    [refused] = plan(words, *disks).chains
+    assert not refused.writable
+    assert BASE in refused.unwritable
+    assert "restore=yes" in refused.unwritable
+
+    source = plan([*words, "restore=yes"], *disks)
+    [chain] = source.chains
+    assert chain.writable
+    assert chain.unwritable == ""
+    assert chain.live == 2
+    base = chain.images[0]
+    config = source.workers[base.worker].config
+    assert isinstance(config, VddkConfig)
+    [image] = config.images
+    assert (image.path, image.snapshot, image.writable) == (BASE, "snapshot-1", True)
+    assert base.index == 0
+    # Every image is where its plan says, and every worker has a folder of its own.
+    configs = [worker.config for worker in source.workers]
+    folders = [config.tmp_directory for config in configs if isinstance(config, VddkConfig)]
+    assert len(set(folders)) == len(source.workers) == (2 if "hotadd" in transports else 3)
+    for planned, (path, _) in zip(chain.images, disks, strict=True):
+        config = configs[planned.worker]
+        assert isinstance(config, VddkConfig)
+        assert config.images[planned.index].path == path.partition("@")[0]
+
+
+def test_a_base_alone_over_hotadd_needs_no_worker_for_others(plan: Plan) -> None:
+    source = plan([*OFF, "transports=hotadd"], (BASE, 1))
+    assert written(source) == [[BASE]]
+    assert source.chains[0].images[0].worker == 0
+
+
+@pytest.mark.parametrize(
+    ("disks", "says"),
+    [
+        (((f"{BASE}@snapshot-1", 1),), "snapshot-1 holds it"),
+        (((DELTA, 2),), "composed of 2 links"),
+        (((BASE, 1), (f"{DELTA}@snapshot-2", 2)), "not opened by itself"),
+        (
+            ((f"{BASE}@snapshot-1", 1), (f"{BASE}@snapshot-2", 1)),
+            "another disk of this mount has the same base",
+        ),
+    ],
+)
+def test_why_a_base_is_not_written(
+    plan: Plan, disks: tuple[tuple[str, int], ...], says: str
+) -> None:
+    words = OFF if "holds" in says else [*OFF, "restore=yes"]
+    source = plan(words, *disks)
+    for chain in source.chains:
+        assert not chain.writable
+        assert says in chain.unwritable
+    assert not any(written(source))
+
+
+def test_a_file_of_this_machine_needs_no_powered_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vddkfs.remote.state_folder", lambda create=False: tmp_path)
+    found: list[int] = [1]
+
+    def describe(config: VddkConfig, *_: object) -> Description:
+        return Description((info(config.images[0].path, found[0]),), EngineFacts())
+
+    monkeypatch.setattr("vddkfs.remote.describe_images", describe)
+    source = open_remote("vddk:///vms/web01.vmdk", parse_options(["writable"]))
+    assert written(source) == [["/vms/web01.vmdk"]]
+    found[0] = 2
+    source = open_remote("vddk:///vms/web01.vmdk", parse_options(["writable", "restore=yes"]))
+    assert "composed of 2 links" in source.chains[0].unwritable
+
+
+def test_a_disk_that_is_written_keeps_a_session_and_the_others_need_one(plan: Plan) -> None:
+    disks = ((f"{BASE}@snapshot-1", 1), (LEAF, 3))
+    words = [*OFF, "restore=yes", "max_sessions=1"]
+    with pytest.raises(UsageError, match="max_sessions=1 leaves too few") as caught:
+        plan(words, *disks)
+    assert "max_sessions=2" in caught.value.advice
+    assert plan([*words, "max_sessions=2"], *disks).chains[0].writable
+    assert plan(words, (DATA, 1)).chains[0].writable
+    assert plan(["max_sessions=1"], *disks).workers

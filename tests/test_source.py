@@ -1,12 +1,15 @@
 """SOURCE as typed: what it names, and names for folders that never clash."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vddkfs.disks.vm import Source
+from vddkfs.engines.config import VmdkConfig
 from vddkfs.errors import SourceMissing, UnsupportedFormat, UsageError
 from vddkfs.names import unique_names
 from vddkfs.options import MountOptions
@@ -149,3 +152,90 @@ def test_a_missing_source_is_told_by_its_name(tmp_path: Path) -> None:
     assert str(tmp_path / "nothing.vmdk") in str(caught.value)
     with pytest.raises(SourceMissing, match="no VMDK in"):
         open_source(str(tmp_path), MountOptions())
+
+
+# Which bases are written.
+
+
+def make_child(folder: Path, name: str, parent: bytes) -> None:
+    """Make a link on *parent*, a disk that ``make_disk`` made."""
+    hint = os.path.basename(os.fsdecode(parent))
+    text = make_disk(folder, name.encode(), "abcdef01", f'parentFileNameHint="{hint}"')
+    path = Path(os.fsdecode(text))
+    path.write_text(path.read_text().replace("parentCID=ffffffff", "parentCID=12345678"))
+
+
+def configs(source: Source) -> list[tuple[bool, bool]]:
+    """Return what each worker is told: to write, and to keep the content id."""
+    found = [worker.config for worker in source.workers if isinstance(worker.config, VmdkConfig)]
+    return [(config.writable, config.keep_content_id) for config in found]
+
+
+def test_a_base_alone_is_written_where_that_is_asked_for(tmp_path: Path) -> None:
+    make_disk(tmp_path, b"web")
+    source = open_source(str(tmp_path), MountOptions())
+    assert not source.chains[0].writable
+    assert configs(source) == [(False, False)]
+    source = open_source(str(tmp_path), MountOptions(writable=True))
+    assert source.chains[0].writable
+    assert configs(source) == [(True, False)]
+
+
+def test_a_base_below_others_is_written_for_a_restore_only(tmp_path: Path) -> None:
+    make_child(tmp_path, "web-000001", make_disk(tmp_path, b"web"))
+    source = open_source(str(tmp_path), MountOptions(writable=True))
+    [chain] = source.chains
+    assert not chain.writable
+    assert "links lie above it (1 of them)" in chain.unwritable
+    assert "restore=yes" in chain.unwritable
+    assert configs(source) == [(False, False)]
+    source = open_source(str(tmp_path), MountOptions(writable=True, restore="yes"))
+    assert source.chains[0].writable
+    assert configs(source) == [(True, True)]
+
+
+def test_a_base_of_two_disks_is_written_by_neither(tmp_path: Path) -> None:
+    """Two files would show the same writable bytes."""
+    base = make_disk(tmp_path, b"web")
+    for name in ("web-000001", "web-000002"):
+        make_child(tmp_path, name, base)
+    source = open_source(str(tmp_path), MountOptions(writable=True, restore="yes"))
+    assert len(source.chains) == 2
+    assert all("another disk" in chain.unwritable for chain in source.chains)
+    assert configs(source) == [(False, False)] * 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('createType="monolithicFlat"', 'createType="vmfsSparse"', "disks of type vmfsSparse"),
+        ("RW 1 FLAT", "RDONLY 1 FLAT", "RDONLY of an extent"),
+    ],
+)
+def test_a_format_that_is_only_read_stays_readable(
+    old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    path = Path(os.fsdecode(make_disk(tmp_path, b"web")))
+    path.write_text(path.read_text().replace(old, new))
+    source = open_source(str(tmp_path), MountOptions(writable=True))
+    assert says in source.chains[0].unwritable
+    assert configs(source) == [(False, False)]
+
+
+def test_files_that_this_user_may_not_write_stay_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_disk(tmp_path, b"web")
+    monkeypatch.setattr("os.access", lambda path, mode, **_: "-flat" not in str(path))
+    source = open_source(str(tmp_path), MountOptions(writable=True))
+    assert "web-flat.vmdk: it may not be written" in source.chains[0].unwritable
+
+
+def test_an_archive_is_only_read(tmp_path: Path) -> None:
+    make_disk(tmp_path, b"web")
+    with tarfile.open(tmp_path / "web.ova", "w") as archive:
+        for name in ("web.vmdk", "web-flat.vmdk"):
+            archive.add(tmp_path / name, name)
+    source = open_source(str(tmp_path / "web.ova"), MountOptions(writable=True))
+    assert "in an archive" in source.chains[0].unwritable
+    assert configs(source) == [(False, False)]

@@ -38,7 +38,7 @@ from vddkfs.fuse.notify import KernelPages
 from vddkfs.fuse.operations import Operations
 from vddkfs.fuse.tree import Tree
 from vddkfs.invalidation import Invalidation
-from vddkfs.memory import default_cache_size
+from vddkfs.memory import default_cache_size, write_back_without_waiting
 from vddkfs.observe.figures import Family
 from vddkfs.observe.logs import Log
 from vddkfs.observe.metrics import Metrics
@@ -84,6 +84,8 @@ class Daemon:
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
         state_folder(create=True)
+        if self._options.overlay or self._options.writable:
+            write_back_without_waiting()
         async with AsyncExitStack() as stack:
             for folder in {plan.folder for plan in self._source.workers if plan.folder}:
                 stack.enter_context(held(Path(folder)))
@@ -98,6 +100,7 @@ class Daemon:
             for client in self._clients:
                 nursery.start_soon(client.run)
                 stack.callback(client.stop)
+            await self._prove_access()
             shown = (self._mountpoint, self._source.path, arena, self._disks)
             self._report = StatusReport(*shown)
             self._metrics = Metrics(*shown)
@@ -128,6 +131,14 @@ class Daemon:
                 mode=options.cache,
             )
             self._disks.append(disk)
+
+    async def _prove_access(self) -> None:
+        """Open every base that is to be written, so that a refusal is met now and not at the first
+        write. Raises VddkfsError.
+        """
+        for disk in self._disks:
+            if disk.images[0].writes is not None:
+                await disk.prove_access()
 
     def _overlaid(self) -> AbstractAsyncContextManager[str]:
         options = self._options

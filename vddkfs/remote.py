@@ -10,6 +10,7 @@ What else belongs to a disk is not written there: the library tells how many lin
 a link that it composes of one alone begins a new disk.
 """
 
+import collections
 import functools
 import logging
 import os
@@ -34,6 +35,7 @@ from vddkfs.names import unique_names
 from vddkfs.observe.redact import redact
 from vddkfs.options import MountOptions
 from vddkfs.state import held, state_folder
+from vddkfs.writing import check_powered_off, check_sessions, remote_refusal
 
 FORM: Final = (
     "write vddk://SERVER/?moref=vm-16&disk=[datastore] folder/disk.vmdk@snapshot-12, with disk= "
@@ -192,6 +194,8 @@ def open_remote(text: str, options: MountOptions) -> Source:
     Blocks while they are opened one after another. Raises VddkfsError.
     """
     remote = parse_remote(text)
+    if remote.server:
+        check_powered_off(options)
     secret = _secret(remote.server, options) if remote.server else -1
     numbers = readable(remote.links)
     folder = state_folder(create=True) / "vddk"
@@ -242,9 +246,16 @@ def _keep_warning(said: list[str], line: bytes) -> None:
         said.append(redact(message))
 
 
-def _config(remote: Remote, options: MountOptions, folder: Path, numbers: list[int]) -> VddkConfig:
+def _config(
+    remote: Remote,
+    options: MountOptions,
+    folder: Path,
+    numbers: list[int],
+    *,
+    writable: bool = False,
+) -> VddkConfig:
     images = [
-        msgspec.structs.replace(link, live=not link.snapshot)
+        msgspec.structs.replace(link, live=not link.snapshot, writable=writable)
         for number, link in enumerate(remote.links)
         if number in numbers
     ]
@@ -279,33 +290,42 @@ def _source(
     facts: EngineFacts,
     secret: int,
 ) -> Source:
-    """Plan a worker for each image; over hotadd one for all, because attaching is the VM's."""
+    """Plan a worker for each image; over hotadd one for all, because attaching is the VM's.
+
+    A base that is written always has a worker of its own, which alone opens it: it holds its lock.
+    """
     chains = group(remote.links, opened)
     names = unique_names(_disk_name(remote.links[chain.links[0]]) for chain in chains)
     folder = state_folder() / "vddk" / f"mount-{os.getpid()}"
     workers: list[WorkerPlan] = []
     planned: list[Chain] = []
-    shared = _config(remote, options, folder / "0", [n for chain in chains for n in chain.images])
-    if shared.hot_adds:
+    refusals = _refusals(remote, options, chains, opened)
+    written = {chain.links[0] for chain, why in zip(chains, refusals, strict=True) if why == ""}
+    together = [n for chain in chains for n in chain.images if n not in written]
+    if remote.server:
+        check_sessions(options, len(written), bool(together))
+    shared = _config(remote, options, folder / "0", together)
+    if shared.hot_adds and together:
         workers.append(WorkerPlan(remote.moref, shared, secret, str(folder)))
     index = 0
-    for name, chain in zip(names, chains, strict=True):
+    for name, chain, refusal in zip(names, chains, refusals, strict=True):
         images = []
         for place, number in enumerate(chain.links):
             if number not in chain.images:
                 continue
-            if shared.hot_adds:
+            if shared.hot_adds and number not in written:
                 images.append(ImagePlan(place, 0, index))
                 index += 1
             else:
                 own = folder / str(len(workers))
-                config = _config(remote, options, own, [number])
+                config = _config(remote, options, own, [number], writable=number in written)
                 images.append(ImagePlan(place, len(workers), 0))
                 workers.append(WorkerPlan(f"{name}/chain/{place}", config, secret, str(folder)))
         links = tuple(opened.get(n) or _unopened(remote.links[n]) for n in chain.links)
         last = images[-1].number
         live = last if not remote.links[chain.links[last]].snapshot else -1
-        planned.append(Chain(name, links, tuple(images), live))
+        chosen = Chain(name, links, tuple(images), live, refusal == "", refusal or "")
+        planned.append(chosen)
     return Source(
         text=text,
         path=remote.shown,
@@ -315,6 +335,24 @@ def _source(
         left_out=(),
         facts=facts,
     )
+
+
+def _refusals(
+    remote: Remote, options: MountOptions, chains: list[RemoteChain], opened: dict[int, LinkInfo]
+) -> list[str | None]:
+    """Say for each disk why its base is not written, "" if it is; None: nobody asked for that."""
+    if not options.writable:
+        return [None] * len(chains)
+    bases = collections.Counter(remote.links[chain.links[0]].path for chain in chains)
+    return [
+        remote_refusal(
+            [remote.links[number] for number in chain.links],
+            opened.get(chain.links[0]),
+            options,
+            shared=bases[remote.links[chain.links[0]].path] > 1,
+        )
+        for chain in chains
+    ]
 
 
 def _disk_name(link: VddkImage) -> str:

@@ -4,6 +4,7 @@ A folder of VMDKs, an .ova, a .vmx, or one .vmdk are read by the built-in engine
 names disks for VMware's library (see ``remote``).
 """
 
+import collections
 import os
 import re
 
@@ -15,6 +16,7 @@ from vddkfs.errors import UnsupportedFormat, UsageError
 from vddkfs.names import unique_names
 from vddkfs.options import MountOptions
 from vddkfs.remote import open_remote
+from vddkfs.writing import local_refusal
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
@@ -44,10 +46,14 @@ def _open_local(text: str, options: MountOptions) -> Source:
     found = discover(path, follow_any=follow_any, raw_devices=raw_devices)
     names = unique_names(chain.name for chain in found.chains)
     chains = zip(names, found.chains, strict=True)
-    planned = [
-        plan_local(number, name, chain.links, follow_any, raw_devices)
-        for number, (name, chain) in enumerate(chains)
-    ]
+    bases = collections.Counter(chain.links[0].path for chain in found.chains)
+    planned = []
+    for number, (name, chain) in enumerate(chains):
+        refusal = None
+        if options.writable:
+            shared = bases[chain.links[0].path] > 1
+            refusal = local_refusal(chain.links, options, shared=shared)
+        planned.append(plan_local(number, name, chain.links, follow_any, raw_devices, refusal))
     return Source(
         text=text,
         path=path,
@@ -64,12 +70,22 @@ def plan_local(
     links: tuple[LinkInfo, ...],
     follow_any: bool,
     raw_devices: bool = False,
+    refusal: str | None = None,
 ) -> tuple[Chain, WorkerPlan]:
     """Return the disk *name*, all of whose images the mount's worker number *worker* reads.
 
-    The last link has no child that would keep its owner from writing it: it is live.
+    The last link has no child that would keep its owner from writing it: it is live. *refusal* says
+    why the base is not written, "" if it is; None: nobody asked for that.
     """
     images = tuple(ImagePlan(number, worker, number) for number in range(len(links)))
     paths = tuple(os.fsencode(link.path) for link in links)
-    config = VmdkConfig(links=paths, follow_any=follow_any, raw_devices=raw_devices)
-    return Chain(name, links, images, live=len(links) - 1), WorkerPlan(name, config)
+    writable = refusal == ""
+    config = VmdkConfig(
+        links=paths,
+        follow_any=follow_any,
+        raw_devices=raw_devices,
+        writable=writable,
+        keep_content_id=writable and len(links) > 1,
+    )
+    chain = Chain(name, links, images, len(links) - 1, writable, refusal or "")
+    return chain, WorkerPlan(name, config)

@@ -120,6 +120,7 @@ def test_sections() -> None:
         "MOUNT OPTIONS",
         "TREE",
         "SEMANTICS",
+        "WRITING",
         "REMOTE DISKS",
         "WORKERS AND FAILURES",
         "SIGNALS",

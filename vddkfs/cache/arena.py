@@ -51,6 +51,11 @@ class Chunk:
         self._map.madvise(mmap.MADV_DONTDUMP)
         self.view = memoryview(self._map).toreadonly()
 
+    def put(self, offset: int, data: memoryview) -> None:
+        """Copy *data* to *offset*."""
+        assert self._map is not None
+        self._map[offset : offset + len(data)] = data
+
     def close(self) -> None:
         """Give the memory back."""
         os.close(self.fd)
@@ -115,6 +120,10 @@ class Slot:
         """Return [*start*, *end*) of the slot, without a copy; valid until the next await."""
         base = self.offset
         return self.frame.chunk.view[base + start : base + end]
+
+    def fill(self, data: memoryview) -> None:
+        """Put *data* to the slot's beginning, for a worker to write it somewhere."""
+        self.frame.chunk.put(self.offset, data)
 
 
 class Arena:

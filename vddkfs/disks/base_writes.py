@@ -76,7 +76,13 @@ class BaseWrites:
                 self._wrote(first, first + len(whole))
 
     async def flush(self) -> None:
-        """Return when all that was written is on the disk. Raises VddkfsError if it is lost."""
+        """Return when all that was written is on the disk.
+
+        Raises VddkfsError if it may be lost: to the one who finds that. ``failures`` tells others,
+        and nothing is to be flushed after that.
+        """
+        if self.failures:
+            return
         try:
             await self._client.flush()
         except VddkfsError as error:
@@ -122,7 +128,7 @@ class BaseWrites:
     async def _write_piece(self, start: int, data: memoryview) -> None:
         disk: DiskCache = self._cache.disk
         slot = await disk.slot(len(data))
-        slot.bytes(0, len(data))[:] = data
+        slot.fill(data)
         answer = Answer(slot, disk)
 
         def held() -> Callable[[], None]:

@@ -105,6 +105,10 @@ class Disk:
             image.above_writes = True
             image.read_only = "only the base of a chain is written"
 
+    async def prove_access(self) -> None:
+        """Have the base opened to be written. Raises VddkfsError, saying why it cannot be."""
+        await self.images[0].look()
+
     def _wrote(self, start: int, end: int) -> None:
         for image in self.images:
             image.wrote(start, min(end, image.capacity))

@@ -124,6 +124,10 @@ class Image:
         """Why nothing more is written, or empty."""
         return self.writes.broken if self.writes is not None else ""
 
+    async def look(self) -> None:
+        """Compare the source with what it was. Raises VddkfsError."""
+        await self._revalidate()
+
     async def open(self, direct: bool, write: bool = False) -> Handle:
         """Open a file on the image, after a look at the source that began after this call.
 

@@ -38,8 +38,8 @@ class Chain(msgspec.Struct, frozen=True):
     """One disk before it is mounted: the *name* of its folder, and its links, base first.
 
     *live* is the number of the link that somebody may write, or -1. *images* are those that can be
-    read, by their links' numbers; the last one is the disk at the mounted point. *writable*: the
-    base is written in this mount; *unwritable* says why not, where that was asked.
+    read, by their links' numbers; the last one is the disk at the mounted point. *writable*: image
+    0 may be written in this mount; *unwritable* says why not, where that was asked for.
     """
 
     name: str

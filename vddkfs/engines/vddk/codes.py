@@ -63,10 +63,13 @@ class Code(NamedTuple):
 _ACCESS = "check the rights of the VDDK user on the VM, its datastore and its host"
 _LICENCE = "advanced transports need a paid licence on the host; nbdssl and nbd work without"
 _PORT = "check that port 902 of every host that may serve the datastore can be reached"
+_SPACE = "free space on the datastore"
 _NAME = "check the name as the snapshot's hardware list has it"
 _CHAIN = "check the VM's snapshots, and consolidate its disks"
 _KEY = "encrypted disks are not read"
 _SNAP = "check that the snapshot exists and belongs to this VM"
+_WRITING = "another transport may be able to write it: check transports="
+_LOCKED = "end what holds it: a VM that runs, another mount, another backup program"
 _VAGUE = "a wrong thumbprint, an independent disk, or a running VM without a snapshot end like this"
 
 _ROWS: Final[tuple[Code, ...]] = (
@@ -77,10 +80,10 @@ _ROWS: Final[tuple[Code, ...]] = (
     Code(5, "OBJECT_IS_BUSY", errno.EBUSY, AGAIN, "the object is busy"),
     Code(6, "NOT_SUPPORTED", errno.ENOTSUP, NEVER, "this is not supported here"),
     Code(7, "FILE_ERROR", errno.EIO, RECONNECT, "the file could not be read or written"),
-    Code(8, "DISK_FULL", errno.ENOSPC, NEVER, "the datastore is full"),
+    Code(8, "DISK_FULL", errno.ENOSPC, NEVER, "the datastore is full", _SPACE),
     Code(9, "INCORRECT_FILE_TYPE", errno.EINVAL, NEVER, "the file is of another type"),
     Code(10, "CANCELLED", errno.EIO, AGAIN, "the operation was cancelled"),
-    Code(11, "FILE_READ_ONLY", errno.EROFS, NEVER, "the file can only be read"),
+    Code(11, "FILE_READ_ONLY", errno.EROFS, NEVER, "the file can only be read", _WRITING),
     Code(12, "FILE_ALREADY_EXISTS", errno.EEXIST, NEVER, "the file exists already"),
     Code(
         13,
@@ -91,7 +94,14 @@ _ROWS: Final[tuple[Code, ...]] = (
         f"{_ACCESS}; {_PORT}; give the snapshot",
     ),
     Code(14, "REQUIRES_LARGE_FILES", errno.EFBIG, NEVER, "the file system lacks large files"),
-    Code(15, "FILE_ALREADY_LOCKED", errno.EBUSY, AGAIN, "another program holds the file's lock"),
+    Code(
+        15,
+        "FILE_ALREADY_LOCKED",
+        errno.EBUSY,
+        AGAIN,
+        "another program holds the file's lock",
+        _LOCKED,
+    ),
     Code(16, "VMDB", errno.EIO, RECONNECT, "the host's own data base failed"),
     Code(
         20, "NOT_SUPPORTED_ON_REMOTE_OBJECT", errno.ENOTSUP, NEVER, "only local files can do this"
@@ -235,6 +245,7 @@ _GROUPS: Final[tuple[tuple[range, str, RetryClass | None], ...]] = (
 )
 
 _REFUSED = re.compile(r"failed to allocate", re.IGNORECASE)
+_PROTECTED = re.compile(r"write[- ]protected", re.IGNORECASE)
 _MASK: Final = 0xFFFF
 
 
@@ -307,6 +318,10 @@ def error_from(
     who saw the host refuse memory lately; it counts where the code itself says too little.
     """
     meaning = describe(code, call)
+    if _PROTECTED.search(text):
+        meaning = meaning._replace(
+            errno=errno.EROFS, retry=NEVER, meaning="the medium is write-protected", advice=_WRITING
+        )
     retry = meaning.retry
     if tells_refusal(text) or (refused and _says_too_little(meaning)):
         retry = SMALLER

@@ -9,14 +9,18 @@ refused piece) wakes the main thread.
 What a new connection may cure is told to the daemon (``EngineError.retry``), which ends this worker
 and starts another; nothing is reconnected here. An idle handle is kept alive by reading a sector,
 and closed when it is idle for long, or when another worker of this machine waits for a session; it
-is opened again when it is read (see ``reader``).
+is opened again when it is read (see ``reader``). One that is written stays open, and is the first
+image of its worker (see ``writer``).
 """
 
+import errno
 import logging
 import math
 import os
 import socket
 from collections.abc import Sequence
+
+import msgspec
 
 from vddkfs.engines.base import (
     Answer,
@@ -35,6 +39,7 @@ from vddkfs.engines.vddk import fast
 from vddkfs.engines.vddk.devices import Flush
 from vddkfs.engines.vddk.reader import ImageReader
 from vddkfs.engines.vddk.runtime import DESCRIBE_SESSION_SECONDS, Runtime
+from vddkfs.engines.vddk.writer import ImageWriter, make_image
 from vddkfs.errors import EngineError
 
 
@@ -46,7 +51,7 @@ class VddkEngine:
 
     def __init__(self, config: VddkConfig, secret: int) -> None:
         self.runtime = Runtime(config, secret)
-        self._images = [ImageReader(self.runtime, image) for image in config.images]
+        self._images = [make_image(self.runtime, image) for image in config.images]
         self._fast: fast.FastReads | None = None
         try:
             for image in self._images:
@@ -69,6 +74,26 @@ class VddkEngine:
             done(ValueError(f"there is no image {image}"))
             return
         reader.start(sector, into, direct, done)
+
+    def start_write(self, sector: int, data: memoryview, done: Done) -> None:
+        """Begin a write to the first image; see ``writer``."""
+        try:
+            self._written().start_write(sector, data, done)
+        except EngineError as error:
+            done(error)
+
+    def start_flush(self, done: Done) -> None:
+        """Begin a flush of the first image: the library's other requests end first."""
+        try:
+            self._written().start_flush(done)
+        except EngineError as error:
+            done(error)
+
+    def _written(self) -> ImageWriter:
+        image = self._images[0]
+        if isinstance(image, ImageWriter):
+            return image
+        raise EngineError(f"{image.image.path}: it was opened to be read only", errno=errno.EROFS)
 
     def map(self, image: int, sector: int, count: int, limit: int, seconds: float) -> MapSlice:
         """Return a part of the allocation map; one query of the library may take longer."""
@@ -138,7 +163,7 @@ class VddkEngine:
         return min((image.tick() for image in self._images), default=math.inf)
 
     def drain(self) -> None:
-        """Go on until no read is under way. The daemon's deadline bounds it."""
+        """Go on until no request is under way. The daemon's deadline bounds it."""
         for image in self._images:
             image.drain()
 
@@ -159,7 +184,7 @@ def describe(config: VddkConfig, secret: int) -> Description:
     transports = []
     try:
         for image in config.images:
-            reader = ImageReader(runtime, image)
+            reader = ImageReader(runtime, msgspec.structs.replace(image, writable=False))
             disk = reader.open()
             found.append(disk.describe())
             transports.append(disk.transport)

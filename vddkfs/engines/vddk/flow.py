@@ -1,11 +1,14 @@
-"""How much of a disk is asked for at once: reads in pieces, and a window of bytes in flight.
+"""How much of a disk is asked for at once: requests in pieces, and a window of bytes in flight.
 
 The host keeps memory for each request of each client, a few dozen MiB in all, and refuses a request
 that does not fit any more. A refusal halves the window and the pieces; what was refused is asked
 for again, and each window that came back whole lets it grow a little. So several disks of one host
 find their shares without knowing of one another.
 
-Some requests are begun and ended elsewhere (see ``fast``), within the same window.
+Writes take the same way as reads, in the order in which they come: the host's memory is one. What
+must find nothing under way (a flush) has its turn before anything else is begun.
+
+Some reads are begun and ended elsewhere (see ``fast``), within the same window.
 
 Threads: ``start``, ``pump`` and ``due`` belong to the worker's main thread, which alone may begin a
 request, here or elsewhere; ``ended`` may come on any. Units: bytes, sectors where a name says so,
@@ -31,8 +34,8 @@ LONGEST_PAUSE: Final = 2.0
 Wake = Callable[[], None]
 
 
-class Read:
-    """A read that the daemon asked for; *left* counts its pieces that are not done."""
+class Request:
+    """What the daemon asked for; *left* counts its pieces that are not done."""
 
     __slots__ = ("done", "error", "left")
 
@@ -43,14 +46,18 @@ class Read:
 
 
 class Piece:
-    """A part of a read that is one request to the library."""
+    """A part of a request, which is one of the library's: *memory* is read into, or written from.
 
-    __slots__ = ("into", "pause", "read", "sector", "tries")
+    It is the library's until the end of the piece, and of no use to anybody after a failure.
+    """
 
-    def __init__(self, read: Read, sector: int, into: memoryview) -> None:
-        self.read = read
+    __slots__ = ("memory", "pause", "request", "sector", "tries", "writes")
+
+    def __init__(self, request: Request, sector: int, memory: memoryview, writes: bool) -> None:
+        self.request = request
         self.sector = sector
-        self.into = into
+        self.memory = memory
+        self.writes = writes
         self.pause = 0.0
         self.tries = 0
 
@@ -74,7 +81,7 @@ class Elsewhere(Protocol):
 class Flow:
     """The window of one handle. *issue* begins a piece; it may call ``ended`` before it returns.
 
-    *wake* is called, from any thread, when ``pump`` has something to do, and when the last read
+    *wake* is called, from any thread, when ``pump`` has something to do, and when the last request
     that was waited for is done.
     """
 
@@ -83,6 +90,7 @@ class Flow:
         self._wake = wake
         self._lock = threading.Lock()
         self._queue: deque[Piece] = deque()
+        self._still: list[Callable[[], None]] = []
         self._refused: list[tuple[float, Piece]] = []
         self._in_flight = 0
         self._requests = 0
@@ -91,13 +99,13 @@ class Flow:
         self.piece = LARGEST_PIECE
         self.elsewhere: Elsewhere | None = None
         self.draining = False
-        """Whether somebody waits for the end of all reads, and is to be woken by it."""
+        """Whether somebody waits for the end of all requests, and is to be woken by it."""
 
     @property
     def busy(self) -> bool:
         """Whether anything was asked for and is not done."""
         with self._lock:
-            if self._requests or self._queue or self._refused:
+            if self._requests or self._queue or self._refused or self._still:
                 return True
             return self._elsewhere(self.draining)[0] > 0
 
@@ -111,53 +119,70 @@ class Flow:
         waited for. It holds until the main thread begins something here.
         """
         with self._lock:
-            waiting = bool(self._queue)
+            waiting = bool(self._queue or self._still)
             room = 0 if waiting or self._refused else max(0, self.window - self._in_flight)
             return room, self.piece, waiting or self.draining
 
     def adopt(self, sector: int, into: memoryview, done: Done) -> Piece:
-        """Take over a request that has ended elsewhere, as if it had been begun here."""
-        read = Read(done)
-        read.left = 1
+        """Take over a read that has ended elsewhere, as if it had been begun here."""
+        request = Request(done)
+        request.left = 1
         with self._lock:
             self._in_flight += len(into)
             self._requests += 1
-        return Piece(read, sector, into)
+        return Piece(request, sector, into, False)
 
     def came_back(self, size: int) -> None:
         """Take the end of requests elsewhere."""
         with self._lock:
             self._grow(size)
 
-    def start(self, sector: int, into: memoryview, done: Done) -> None:
-        """Read from *sector* into *into* (whole sectors), and tell *done*."""
-        read = Read(done)
+    def start(self, sector: int, memory: memoryview, done: Done, *, writes: bool = False) -> None:
+        """Read from *sector* into *memory* (whole sectors), or write it there, and tell *done*."""
+        request = Request(done)
         with self._lock:
             size = self.piece
-            offsets = range(0, len(into), size)
-            read.left = len(offsets)
+            offsets = range(0, len(memory), size)
+            request.left = len(offsets)
             self._queue.extend(
-                Piece(read, sector + offset // SECTOR, into[offset : offset + size])
+                Piece(request, sector + offset // SECTOR, memory[offset : offset + size], writes)
                 for offset in offsets
             )
         self.pump()
 
+    def when_still(self, work: Callable[[], None]) -> None:
+        """Do *work*, on the main thread, as soon as nothing is under way; nothing begins before."""
+        with self._lock:
+            self._still.append(work)
+        self.pump()
+
     def pump(self) -> None:
         """Issue what the window has room for."""
+        for work in self._take_still():
+            work()
         while (piece := self._next()) is not None:
             try:
                 self._issue(piece)
             except Exception as error:
                 self.ended(piece, error)
 
+    def _take_still(self) -> list[Callable[[], None]]:
+        with self._lock:
+            if not self._still or self._requests or self._elsewhere(watch=True)[0]:
+                return []
+            taken, self._still = self._still, []
+            return taken
+
     def _next(self) -> Piece | None:
         now = time.monotonic()
         with self._lock:
+            if self._still:
+                return None
             if self._refused and self._refused[0][0] <= now:
                 self._queue.appendleft(self._refused.pop(0)[1])
             if not self._queue:
                 return None
-            size = len(self._queue[0].into)
+            size = len(self._queue[0].memory)
             requests, others = self._elsewhere(watch=True)
             # One request always goes out, however small the window has become.
             if self._requests + requests and self._in_flight + others + size > self.window:
@@ -177,14 +202,15 @@ class Flow:
         """Take the end of a piece's request."""
         with self._lock:
             self._back(piece)
-            self._grow(len(piece.into))
-            read = piece.read
-            read.left -= 1
-            read.error = read.error or error
-            last = read.left == 0
-            wanted = bool(self._queue) or (self.draining and not self._requests)
+            self._grow(len(piece.memory))
+            request = piece.request
+            request.left -= 1
+            request.error = request.error or error
+            last = request.left == 0
+            waited_for = self.draining or bool(self._still)
+            wanted = bool(self._queue) or (waited_for and not self._requests)
         if last:
-            read.done(read.error)
+            request.done(request.error)
         if wanted:
             self._wake()
 
@@ -206,15 +232,16 @@ class Flow:
 
     def _parts(self, piece: Piece) -> list[Piece]:
         """Cut *piece* to what pieces are now."""
-        offsets = range(0, len(piece.into), self.piece)
-        piece.read.left += len(offsets) - 1
+        memory, size = piece.memory, self.piece
+        offsets = range(0, len(memory), size)
+        piece.request.left += len(offsets) - 1
         return [
-            Piece(piece.read, piece.sector + o // SECTOR, piece.into[o : o + self.piece])
+            Piece(piece.request, piece.sector + o // SECTOR, memory[o : o + size], piece.writes)
             for o in offsets
         ]
 
     def _back(self, piece: Piece) -> None:
-        self._in_flight -= len(piece.into)
+        self._in_flight -= len(piece.memory)
         self._requests -= 1
 
     def _grow(self, size: int) -> None:

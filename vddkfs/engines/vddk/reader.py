@@ -11,25 +11,18 @@ import math
 import time
 from typing import Final
 
-from vddkfs.engines.base import SECTOR, Done, LinkIdentity, MapExtent, MapSlice, Step
+from vddkfs.engines.base import SECTOR, Done, LinkIdentity, MapSlice, Step
 from vddkfs.engines.config import VddkImage
+from vddkfs.engines.vddk.allocation import AllocationMap
 from vddkfs.engines.vddk.codes import RetryClass, VixFailure
 from vddkfs.engines.vddk.devices import Flush, Luns
 from vddkfs.engines.vddk.flow import Elsewhere, Flow, Piece
-from vddkfs.engines.vddk.layouts import MAX_CHUNKS, MIN_CHUNK
 from vddkfs.engines.vddk.runtime import Runtime
 from vddkfs.engines.vddk.session import OpenDisk, aligned_sector, open_disk
 from vddkfs.errors import EngineError, VddkfsError
 
 MAX_TRIES: Final = 6
 """How often a piece is asked for on one handle before the daemon hears of it."""
-_QUERY_SECONDS: Final = 0.2
-"""How long one query of the allocation map may keep reads from being begun."""
-_FINE_MAP_SECTORS: Final = 32 * 1024 * 1024 * 1024 // SECTOR
-"""Larger disks are mapped by the MiB: the library takes its time for each chunk."""
-_COARSE_CHUNK: Final = 2048
-_FEWEST_CHUNKS: Final = 64
-"""Of one query, however slow the library is or however scattered the data are."""
 _LOOK: Final = 1.0
 """Seconds between looks whether somebody waits for a session, while one is held."""
 
@@ -39,13 +32,16 @@ class ImageReader:
 
     ``luns`` are the devices under a disk that was opened over SAN, also while it is closed: others
     may hold them open. ``another`` is what the daemon was told that the image has become, until it
-    asks again.
+    asks again. ``may_change``: its content may become another without its being another disk.
     """
+
+    may_change: bool
 
     def __init__(self, runtime: Runtime, image: VddkImage) -> None:
         self.runtime = runtime
         self.config = runtime.config
         self.image = image
+        self.may_change = image.live
         self.flow = Flow(self._issue, runtime.wake)
         self.disk: OpenDisk | None = None
         self.luns: Luns | None = None
@@ -55,7 +51,7 @@ class ImageReader:
         self._last_moved = self.last_used
         """When the server heard of the disk last, for its readers or to be kept alive."""
         self._keepalive = aligned_sector()
-        self._chunks_at_once = 4096
+        self._allocation = AllocationMap()
         self._told: set[str] = set()
         """What the operator was told of the devices: it would be the same at every open."""
 
@@ -94,7 +90,7 @@ class ImageReader:
         return disk
 
     def _compare(self, found: LinkIdentity) -> None:
-        change = self.identity.change_to(found, self.image.live) if self.identity else ""
+        change = self.identity.change_to(found, self.may_change) if self.identity else ""
         if change:
             # The daemon looks at the identities whenever a worker has opened its disks.
             raise EngineError(
@@ -160,7 +156,7 @@ class ImageReader:
             raise
         self._used()
         found = disk.identity()
-        if self.identity is not None and self.identity.change_to(found, self.image.live):
+        if self.identity is not None and self.identity.change_to(found, self.may_change):
             self.close()
             self.another = found
         else:
@@ -265,7 +261,7 @@ class ImageReader:
     def take_failed(self, sector: int, into: memoryview, done: Done, code: int) -> None:
         """Take over a read that was begun elsewhere and ended with *code*."""
         piece = self.flow.adopt(sector, into, done)
-        self._failed(piece, self.runtime.library.failure(code, "ReadAsync", self.image.path))
+        self._failed(piece, self._failure(piece, code))
 
     def _hear_of_elsewhere(self) -> None:
         if self.flow.elsewhere is None:
@@ -277,7 +273,7 @@ class ImageReader:
             self.flow.came_back(size)
 
     def drain(self) -> None:
-        """Go on until no read is under way. The daemon's deadline bounds it."""
+        """Go on until no request is under way. The daemon's deadline bounds it."""
         self.flow.draining = True
         while self.flow.busy:
             self.runtime.run_deferred()
@@ -288,14 +284,15 @@ class ImageReader:
 
     def _issue(self, piece: Piece) -> None:
         assert self.disk is not None
-        count = len(piece.into) // SECTOR
+        handle, memory = self.disk.handle, piece.memory
+        span = piece.sector, len(memory) // SECTOR
         try:
             if self.runtime.asynchronous:
-                self.disk.handle.read_async(
-                    piece.sector, count, piece.into, lambda code: self._ended(piece, code)
-                )
+                begin = handle.write_async if piece.writes else handle.read_async
+                begin(*span, memory, lambda code: self._ended(piece, code))
                 return
-            self.disk.handle.read(piece.sector, count, piece.into)
+            transfer = handle.write if piece.writes else handle.read
+            transfer(*span, memory)
         except VixFailure as error:
             self._failed(piece, error)
         else:
@@ -304,23 +301,24 @@ class ImageReader:
     def _ended(self, piece: Piece, code: int) -> None:
         """Take a completion, on any thread."""
         self._last_moved = time.monotonic()
-        if piece.into.obj is not self._keepalive.obj:
+        if piece.memory.obj is not self._keepalive.obj:
             self.last_used = self._last_moved
         if code == 0:
             self.flow.ended(piece, None)
             return
 
         # The library is asked for the text of the code later, on the main thread.
-        def failed() -> None:
-            self._failed(piece, self.runtime.library.failure(code, "ReadAsync", self.image.path))
+        self.runtime.defer(lambda: self._failed(piece, self._failure(piece, code)))
 
-        self.runtime.defer(failed)
+    def _failure(self, piece: Piece, code: int) -> VixFailure:
+        call = "WriteAsync" if piece.writes else "ReadAsync"
+        return self.runtime.library.failure(code, call, self.image.path)
 
     def _failed(self, piece: Piece, error: VixFailure) -> None:
         """Have a piece that the host had no memory for asked for again; tell any other failure.
 
-        Whatever else has failed may still be written to its buffer: only another process can use
-        that again, or the daemon once this one is gone.
+        Whatever else has failed may still be written to its buffer, or come from there: only
+        another process can use that again, or the daemon once this one is gone.
         """
         error.sector = piece.sector
         if error.retry_class is RetryClass.SMALLER and piece.tries < MAX_TRIES:
@@ -329,29 +327,9 @@ class ImageReader:
         else:
             self.flow.ended(piece, error)
 
-    # The allocation map.
-
     def map(self, sector: int, count: int, limit: int) -> MapSlice:
         """Return a part of the map from *sector*; see ``Engine``."""
-        disk = self.open()
-        capacity = disk.info.capacity
-        end = min(sector + count, capacity)
-        chunk = MIN_CHUNK if capacity <= _FINE_MAP_SECTORS else _COARSE_CHUNK
-        if not self.runtime.library.has("QueryAllocatedBlocks"):
-            return MapSlice((MapExtent(sector, end - sector, True),), end)
-        stop = min(end, (sector // chunk + self._chunks_at_once) * chunk)
-        began = time.monotonic()
-        blocks = disk.handle.query_allocated(sector, stop - sector, chunk)
-        took = time.monotonic() - began
-        if took < _QUERY_SECONDS / 2:
-            self._chunks_at_once = min(MAX_CHUNKS, self._chunks_at_once * 2)
-        elif took > _QUERY_SECONDS:
-            self._chunks_at_once = max(_FEWEST_CHUNKS, self._chunks_at_once // 2)
-        part = _slice(sector, stop, blocks, limit)
-        if part.next_sector < stop:
-            # What is over the limit was asked for in vain.
-            self._chunks_at_once = max(_FEWEST_CHUNKS, (part.next_sector - sector) // chunk)
-        return part
+        return self._allocation.map(self.open(), sector, count, limit)
 
     # Time.
 
@@ -367,12 +345,7 @@ class ImageReader:
         now = time.monotonic()
         idle = now - self.last_used if not busy else 0.0
         still = now - self._last_moved if not busy else 0.0
-        if self.config.idle_close and idle >= self.config.idle_close:
-            self.runtime.say(logging.DEBUG, f"{self.image.path}: closed, nobody reads it")
-            self.close()
-            return away
-        if idle >= _LOOK and self.runtime.session_wanted():
-            self.runtime.say(logging.INFO, f"{self.image.path}: closed, another needs the session")
+        if self._may_rest(idle):
             self.close()
             return away
         if self.config.keepalive and still >= self.config.keepalive:
@@ -383,17 +356,12 @@ class ImageReader:
         due.append(_LOOK if self.runtime.limits_sessions else math.inf)
         return max(0.01, min(away, *due))
 
-
-def _slice(start: int, end: int, blocks: list[tuple[int, int]], limit: int) -> MapSlice:
-    """Return what *blocks* (allocated, in order) say of [*start*, *end*)."""
-    extents: list[MapExtent] = []
-    here = start
-    for offset, length in blocks:
-        if offset > here:
-            extents.append(MapExtent(here, offset - here, False))
-        extents.append(MapExtent(offset, length, True))
-        here = offset + length
-    if here < end:
-        extents.append(MapExtent(here, end - here, False))
-    kept = extents[:limit]
-    return MapSlice(tuple(kept), kept[-1].sector + kept[-1].count)
+    def _may_rest(self, idle: float) -> bool:
+        """Say whether the disk, unused for *idle* seconds, is to be closed until it is used."""
+        if self.config.idle_close and idle >= self.config.idle_close:
+            self.runtime.say(logging.DEBUG, f"{self.image.path}: closed, nobody reads it")
+            return True
+        if idle >= _LOOK and self.runtime.session_wanted():
+            self.runtime.say(logging.INFO, f"{self.image.path}: closed, another needs the session")
+            return True
+        return False

@@ -79,8 +79,12 @@ class Runtime:
 
     @property
     def asynchronous(self) -> bool:
-        """Whether the library reads asynchronously."""
-        return self.library.has("ReadAsync")
+        """Whether the library reads, and writes if it is to, asynchronously.
+
+        One that could do only one of them must not mix the two ways on a handle.
+        """
+        writes = any(image.writable for image in self.config.images)
+        return self.library.has("ReadAsync") and (not writes or self.library.has("WriteAsync"))
 
     def say(self, level: int, text: str) -> None:
         """Have the daemon log *text*."""
@@ -191,10 +195,15 @@ class Runtime:
         )
 
     def spec(self, image: VddkImage) -> ConnectSpec:
-        """Return how *image* is connected to."""
+        """Return how *image* is connected to.
+
+        With a reference to a snapshot the library opens no disk to be written.
+        """
+        snapshot = "" if image.writable else image.snapshot
+        spec = self._spec() if self.config.server else ConnectSpec()
         if not self.config.server:
-            return ConnectSpec()
-        return dataclasses.replace(self._spec(), snapshot=image.snapshot)
+            snapshot = ""
+        return dataclasses.replace(spec, snapshot=snapshot, read_only=not image.writable)
 
     # Sessions.
 

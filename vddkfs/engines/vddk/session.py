@@ -5,11 +5,17 @@ open: the library falls back to the network in silence otherwise (K08). What a t
 is said once, and the next one is tried; what no transport could change (a wrong password, a disk
 that is not there) ends the search.
 
+A disk that is to be written is proved to take that: sector 0 is written as it is, over each
+transport that is tried, whenever the disk is opened (K04, K18, K27). Where every transport refuses,
+the error's errno is EROFS. A lock that somebody else holds ends the search: waiting may help, other
+transports do not.
+
 Everything here is for the worker's main thread.
 """
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import mmap
 import os
@@ -35,6 +41,12 @@ _ADVANCED: Final = ("san", "hotadd")
 _NO_LICENCE: Final = (32, 16064)
 _ELSEWHERE: Final = (1, 6, 7, 13, 16002, 16064, 16065, 32, 8)
 """Codes of an open that another transport may not end with: no licence, no device, no slot."""
+_NOT_TO_BE_WRITTEN: Final = (1, 6, 11, 16013)
+"""Codes of an open that may be for writing only. 1: among other things, a VM that runs."""
+
+
+class Unwritable(EngineError):
+    """A disk cannot be written over one transport."""
 
 
 class OpenDisk:
@@ -57,7 +69,14 @@ class OpenDisk:
     def _open_handle(self, retry: Retry = "") -> None:
         """Open the disk; *retry* is what an open over another transport is worth."""
         flags = _flags(self.transport, self.compression)
-        self.handle = Handle(self.connection, self.image.path, flags)
+        if self.image.writable:
+            flags &= ~OpenFlag.READ_ONLY
+        try:
+            self.handle = Handle(self.connection, self.image.path, flags)
+        except VixFailure as error:
+            if self.image.writable and error.code in _NOT_TO_BE_WRITTEN:
+                raise self._unwritable(error, retry) from error
+            raise
         try:
             mode = self.handle.transport_mode()
             if mode != self.transport:
@@ -70,6 +89,8 @@ class OpenDisk:
             self.metadata = self.handle.metadata()
             if self.transport == "san":
                 self.prove()
+            if self.image.writable:
+                self.prove_writing(retry)
         except BaseException:
             self._close_handle()
             raise
@@ -139,6 +160,32 @@ class OpenDisk:
                 sector = blocks[0][0] if blocks else 0
         self.handle.read(sector, 1, aligned_sector())
 
+    def prove_writing(self, retry: Retry = "") -> None:
+        """Write sector 0 as it is, which changes no byte. Raises Unwritable, VixFailure.
+
+        *retry* is what an open over another transport is worth.
+        """
+        sector = aligned_sector()
+        try:
+            self.handle.read(0, 1, sector)
+            self.handle.write(0, 1, sector)
+        except VixFailure as error:
+            if error.retry_class is RetryClass.NEVER or error.code in _ELSEWHERE:
+                raise self._unwritable(error, retry) from error
+            raise
+
+    def _unwritable(self, error: VixFailure, retry: Retry) -> Unwritable:
+        """Return what to fail with; over a network it may have been the connection all the same."""
+        lasting = error.retry_class is RetryClass.NEVER or self.transport in _ADVANCED
+        return Unwritable(
+            f"{self.image.path}: it cannot be written over {self.transport}: "
+            f"{error.message.removeprefix(self.image.path + ': ')}",
+            cause=error.cause,
+            advice=error.advice,
+            errno=errno.EROFS,
+            retry=retry if lasting else error.retry,
+        )
+
 
 def open_disk(
     library: Library,
@@ -194,6 +241,8 @@ def _refusal(transport: str, offered: tuple[str, ...], san_check: bool, not_load
 
 def _may_differ(error: EngineError, transport: str) -> bool:
     """Say whether another transport may end otherwise than with *error*."""
+    if isinstance(error, Unwritable):
+        return True
     if not isinstance(error, VixFailure):
         return not error.retry
     if transport not in _ADVANCED:

@@ -84,13 +84,16 @@ class BaseWriter:
             raise
 
     def prove(self) -> None:
-        """See to it that the disk takes writes: the first sector is written as it is, and flushed.
+        """See to it that the disk takes writes: the first sector is written as it is.
 
-        That changes no byte. Where a sparse file has no place for it there is nothing to write; its
-        files are open for writing all the same. Raises EngineError.
+        That changes no byte. Where a sparse file has no place for it there is nothing to write: its
+        files are open for writing all the same. It is not waited for, because the kernel may have
+        much to write of a process that was killed; the next flush waits for that. Raises
+        EngineError.
         """
         self._writers[0].prove()
-        self.flush()
+        for file in self._files.values():
+            file.suspect()
 
     def write(self, sector: int, data: memoryview) -> None:
         """Write *data*, whole sectors, from *sector* on.
@@ -243,9 +246,8 @@ class _FlatWriter:
         """See ``_Writer``."""
 
 
-def _check_link(link: OpenLink) -> None:
-    """Raise the refusal if the descriptor, or what its extents share, forbids writing."""
-    info = link.info
+def check_described(info: LinkInfo) -> None:
+    """Raise the refusal if what is described forbids writing."""
     if info.parent_content_id != NO_PARENT:
         raise refusal(info.path, "it has a parent: only the base of a chain is written")
     kind = info.format.lower()
@@ -260,6 +262,12 @@ def _check_link(link: OpenLink) -> None:
         if not fits and extent.kind != ZEROS:
             what = f"an extent of kind {extent.kind} in a disk of type {printable(info.format)}"
             raise refusal(extent.path or info.path, what, _CONVERT_ADVICE)
+
+
+def _check_link(link: OpenLink) -> None:
+    """Raise the refusal if the descriptor, or what its extents share, forbids writing."""
+    info = link.info
+    check_described(info)
     if any(isinstance(extent, DeferredExtent) for extent in link.extents):
         what = f"its {len(link.extents)} extents are more than are kept open"
         raise refusal(info.path, what, _CONVERT_ADVICE)
