@@ -66,16 +66,17 @@ class Departure:
         told: frozenset[str] = frozenset()
         while names := frozenset(self._operations.written_images):
             if not names <= told:
-                told = names
+                told |= names
                 log.warning(
                     "still here: a guest may be mounted on %s, which is open for writing; unmount "
                     "that, or send a second signal to let go of it",
                     ", ".join(sorted(names)),
                 )
             await trio.sleep(_UMOUNT_AGAIN)
-        if told:
-            # Who wrote has left just now: with nothing else open, a plain umount works now.
-            await trio.sleep(_PLAIN_UMOUNT)
+            if not self._operations.written_images:
+                # Who wrote has left just now: with nothing else open, a plain umount works now.
+                # Tools open a disk one after the other: the next writer may be about to come.
+                await trio.sleep(_PLAIN_UMOUNT)
         waiting.cancel()
 
     async def _flush_all(self) -> None:
