@@ -55,6 +55,27 @@ def sha256(name: str, direct: bool = False, chunk: int = MIB) -> str:
     return digest.hexdigest()
 
 
+def put(name: str, data: bytes) -> None:
+    """Write a new file, or all of an old one, and have it kept."""
+    with open(name, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fill(name: str, size: int, seed: int) -> str:
+    """Write a file of noise, *size* bytes in whole MiB, have it kept, and return its hash."""
+    chance = random.Random(seed)
+    digest = hashlib.sha256()
+    with open(name, "wb", buffering=0) as file:
+        for _ in range(size // MIB):
+            piece = chance.randbytes(MIB)
+            digest.update(piece)
+            file.write(piece)
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
 def drop_cache(fd: int) -> None:
     """Have the kernel forget the pages of an open file."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -143,6 +143,10 @@ class Agent:
             [sys.executable, "-I", "-S", str(AGENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def send(self, function: str, *arguments: Any) -> None:
         assert self._process.stdin is not None
         packed = pickle.dumps((function, arguments))

@@ -76,7 +76,13 @@ class BaseWrites:
                 self._wrote(first, first + len(whole))
 
     async def flush(self) -> None:
-        """Return when all that was written is on the disk. Raises VddkfsError if it is lost."""
+        """Return when all that was written is on the disk.
+
+        Raises VddkfsError if it may be lost: to the one who finds that. ``failures`` tells others,
+        and nothing is to be flushed after that.
+        """
+        if self.failures:
+            return
         try:
             await self._client.flush()
         except VddkfsError as error:
