@@ -7,6 +7,7 @@ removed at the end. A private folder of a daemon that was killed is removed by t
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -93,7 +94,9 @@ def _remove_left() -> None:
     """Remove private folders whose daemons are gone: nobody can want what is in them."""
     for path in Path(os.environ.get("TMPDIR", "/var/tmp")).glob(f"{_PREFIX}*"):
         with suppress(OverlayError, OSError):
-            if path.owner() == Path("/proc/self").owner():
+            # Not what a link leads to: anybody may make one here, to an overlay that is kept.
+            found = path.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
                 manage.discard(str(path))
                 shutil.rmtree(path)
 
