@@ -372,3 +372,28 @@ async def test_an_image_that_is_not_to_be_written_says_why() -> None:
         await image.open(direct=False)
         add_layer(image, open_overlay())
         assert image.writable
+
+
+async def test_a_long_search_lets_others_have_their_turn(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that were written all over a disk are runs of their own, millions of them."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with layered(dug(), open_overlay()) as image:
+        handle = await image.open(direct=False, write=True)
+        await image.write(handle, 0, b"x")
+        runs = [(0, SECTOR, True)] * 50_000
+        monkeypatch.setattr(image.layer, "kinds", lambda start: iter(runs))
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        assert await image.seek_hole(0) == CAPACITY
+        assert turns - before >= 40
+        nursery.cancel_scope.cancel()

@@ -31,6 +31,8 @@ from vddkfs.errors import EngineError, StaleImage, VddkfsError
 log = logging.getLogger(__name__)
 
 _ZEROS: Final = memoryview(bytes(2 * 1024 * 1024))
+_RUNS_AT_ONCE: Final = 1000
+"""Runs of an overlay's map that are looked at before others have their turn."""
 _QUICK_BYTES: Final = 256 * 1024 * 1024
 """What an overlay has of an image, up to which its map is looked at for each stat."""
 
@@ -336,7 +338,9 @@ class Image:
             return await self.allocation.seek(offset, data)
         # The source's next place is good until the walk has passed it.
         next_below: int | None = -1
-        for start, end, kind in self.layer.kinds(offset):
+        for number, (start, end, kind) in enumerate(self.layer.kinds(offset), 1):
+            if not number % _RUNS_AT_ONCE:
+                await trio.lowlevel.checkpoint()
             if kind is data:
                 return start
             if kind is not None:
