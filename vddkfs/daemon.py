@@ -84,8 +84,13 @@ class Daemon:
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
         state_folder(create=True)
-        if self._options.overlay or self._options.writable:
-            write_back_without_waiting()
+        writing = self._options.overlay or self._options.writable
+        if writing and not write_back_without_waiting():
+            log.info(
+                "the kernel does not let the daemon have memory first (CAP_SYS_RESOURCE): under a "
+                "memory limit that it shares with who writes through a loop device, both may stand "
+                "still"
+            )
         async with AsyncExitStack() as stack:
             for folder in {plan.folder for plan in self._source.workers if plan.folder}:
                 stack.enter_context(held(Path(folder)))

@@ -129,12 +129,13 @@ def _in_kernel(name: str) -> bool:
 
 def _ended(*command: str, rescue: Callable[[], None]) -> None:
     """Run a command that must work; where it hangs, *rescue* comes before the failure."""
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-        try:
-            code = process.wait(2 * PROMPT)
-        except subprocess.TimeoutExpired:
-            rescue()
-            raise
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        code = process.wait(2 * PROMPT)
+    except subprocess.TimeoutExpired:
+        rescue()
+        process.wait(2 * PROMPT)
+        raise
     assert code == 0, f"{command} ended with {code}"
 
 
@@ -183,15 +184,15 @@ def guest_of(
     found: Mount, kind: Kind, name: str, start: int, place: Path, options: str = "rw"
 ) -> Iterator[Path]:
     """Mount the guest in a file of a mount, through a loop device that is its alone."""
-    device = loop_device(found.path(name), start=start, rescue=found.destroy)
-    with device as node, guest(kind, node, place, options, found.destroy):
+    device = loop_device(found.path(name), start=start, rescue=found.abort)
+    with device as node, guest(kind, node, place, options, found.abort):
         yield place
 
 
 @contextlib.contextmanager
 def device_of(found: Mount, name: str, start: int) -> Iterator[str]:
     """Show a file of a mount as a read-only block device."""
-    with loop_device(found.path(name), start=start, read_only=True, rescue=found.destroy) as device:
+    with loop_device(found.path(name), start=start, read_only=True, rescue=found.abort) as device:
         yield device
 
 

@@ -57,7 +57,7 @@ def show_the_trap(found: Mount, kind: Kind, start: int, place: Path) -> None:
         else:
             assert done.returncode != 0
             assert run(*kind.mount, "-o", "ro", device, place).returncode != 0
-            with guest(kind, device, place, f"ro,{kind.plain}", found.destroy):
+            with guest(kind, device, place, f"ro,{kind.plain}", found.abort):
                 assert found.content(str(place / "old")) == OLD
                 assert "kept" not in found.ask("listdir", str(place))
         assert kind.needs_replay(device)
@@ -99,7 +99,7 @@ def test_replay_into_an_overlay(
     found = mount(vm, overlay)
     with device_of(found, DISK, start) as device:
         kind.assert_clean(device)
-        with guest(kind, device, tmp_path / "guest", "ro", found.destroy) as place:
+        with guest(kind, device, tmp_path / "guest", "ro", found.abort) as place:
             assert found.content(str(place / "kept")) == KEPT
             assert found.content(str(place / "after")) == AFTER
     leave(found)
@@ -117,15 +117,15 @@ class Twins:
 
     def device(self, name: str) -> str:
         path = self._found.path(name)
-        return self._stack.enter_context(loop_device(path, start=START, rescue=self._found.destroy))
+        return self._stack.enter_context(loop_device(path, start=START, rescue=self._found.abort))
 
     def mount(self, device: str, name: str, options: str) -> Path:
         place = self._folder / name
-        mounting = guest(self._kind, device, place, options, self._found.destroy)
+        mounting = guest(self._kind, device, place, options, self._found.abort)
         return self._stack.enter_context(mounting)
 
     def replay(self, device: str) -> None:
-        with guest(self._kind, device, self._folder / "replay", "rw", self._found.destroy):
+        with guest(self._kind, device, self._folder / "replay", "rw", self._found.abort):
             pass
 
     def refused(self, device: str, options: str) -> bool:

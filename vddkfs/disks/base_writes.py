@@ -123,7 +123,8 @@ class BaseWrites:
             for at in range(0, len(data), FRAME):
                 nursery.start_soon(write, at)
         if errors:
-            raise errors[0]
+            # A piece that is lost says more than one that was refused, whichever came first.
+            raise next((one for one in errors if one.errno not in _HARMLESS), errors[0])
 
     async def _write_piece(self, start: int, data: memoryview) -> None:
         disk: DiskCache = self._cache.disk

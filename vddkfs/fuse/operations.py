@@ -18,10 +18,9 @@ from vddkfs.fuse.complaints import Complaints
 from vddkfs.fuse.guard import file_errno, guarded
 from vddkfs.fuse.read_only import ReadOnly
 from vddkfs.fuse.served import Served
+from vddkfs.fuse.session import pyfuse3
 from vddkfs.fuse.tree import Folder, Node, Text, Tree, Window
 from vddkfs.options import MountOptions
-
-import pyfuse3  # isort: skip  (after vddkfs.fuse.session, which loads the C module below it)
 
 log = logging.getLogger(__name__)
 
