@@ -309,6 +309,18 @@ async def test_a_write_that_is_cancelled_is_in_nobodys_way(nursery: trio.Nursery
         assert await read(image, handle, 0, CAPACITY) == model.content
 
 
+async def test_the_kernel_keeps_nothing_of_before_where_its_pages_were_passed_by() -> None:
+    """Those before 6.6 leave their pages as they were when somebody writes with O_DIRECT."""
+    async with layered(dug(), open_overlay()) as image:
+        buffered = await image.open(direct=False, write=True)
+        direct = await image.open(direct=True, write=True)
+        await image.write(buffered, 0, b"x" * BLOCK)
+        assert (await image.open(direct=False)).keep_cache, "the kernel has what it has written"
+        await image.write(direct, 0, b"y" * BLOCK)
+        assert not (await image.open(direct=False)).keep_cache
+        assert not (await image.open(direct=False)).keep_cache
+
+
 # Flushes
 
 

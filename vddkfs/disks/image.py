@@ -107,6 +107,8 @@ class Image:
         self._revalidate = revalidate
         self._read_ahead = read_ahead
         self._written = 0
+        self._written_past = False
+        """Set once a file was written past the kernel's pages: not every kernel drops those."""
         self._union: tuple[ExtentMap, int, ExtentMap] | None = None
         self._partitions: tuple[tuple[int, int, int], PartitionTable | None] | None = None
 
@@ -151,7 +153,8 @@ class Image:
         self.want_map()
         # A frozen image that changed has become another inode: the kernel has nothing old of it.
         past = direct or not self.policy.caches
-        return Handle(self, past, self.policy.lasts, self._read_ahead, write)
+        keep_cache = self.policy.lasts and not self._written_past
+        return Handle(self, past, keep_cache, self._read_ahead, write)
 
     async def read(self, handle: Handle, start: int, size: int) -> memoryview | bytes:
         """Return the *size* bytes from *start*; less only at the image's end.
@@ -212,6 +215,7 @@ class Image:
         if handle.generation != self.generation:
             raise self._stale()
         part = data if len(data) <= room else memoryview(data)[:room]
+        self._written_past = self._written_past or handle.direct
 
         async def below(first: int, last: int) -> memoryview | bytes:
             found = await self.cache.read_direct(first, last)

@@ -43,7 +43,7 @@ def calls(seed: int) -> int:
     disk = MemoryDisk()
     host = lived(disk, seed, STEPS)
     assert host is not None
-    assert host.fork._store._journal._generation > 1, "the map was compacted"
+    assert host.fork._store._journal._generation, "the map was compacted"
     return disk.calls
 
 

@@ -46,7 +46,7 @@ def test_what_is_there_is_rewritten_for_ever() -> None:
     filled(host)
     overflow(host)
     draw = random.Random(2)
-    compactions = host.fork._store._journal._generation
+    compactions = host.fork._store._journal.compactions
     for turn in range(400):
         first = draw.randrange(10)
         host.write(first * BLOCK, draw.randbytes(draw.randint(1, 10 - first) * BLOCK))
@@ -54,7 +54,7 @@ def test_what_is_there_is_rewritten_for_ever() -> None:
             host.flush()
     host.write(5, b"part of a block")
     assert content(host.fork) == host.expected.now
-    assert host.fork._store._journal._generation > compactions + 5, "the map was compacted too"
+    assert host.fork._store._journal.compactions > compactions + 5, "the map was compacted too"
     host.close()
     host.open()
     assert content(host.fork) == host.expected.now
@@ -212,10 +212,10 @@ def test_the_name_of_the_next_map_comes_later(monkeypatch: pytest.MonkeyPatch) -
         plain(old, new)
 
     monkeypatch.setattr(host.disk, "rename", rename)
-    before = host.fork._store._journal._generation
+    before = host.fork._store._journal.compactions
     with pytest.raises(OverlayError, match="map: writing failed"):
         write_and_flush(host)
-    assert host.fork._store._journal._generation == before + 1, "once it went without the name"
+    assert host.fork._store._journal.compactions == before + 1, "once it went without the name"
     monkeypatch.undo()
     write_and_flush(host)
     assert content(host.fork)[: 4 * BLOCK] == b"".join(bytes([n]) * BLOCK for n in range(96, 100))

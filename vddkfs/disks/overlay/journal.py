@@ -13,6 +13,7 @@ clean close leaves.
 """
 
 import os
+import secrets
 from array import array
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -60,6 +61,8 @@ class Journal:
     def __init__(self, files: Files, folder: str, fork: bytes, capacity: int, room: int) -> None:
         self.path = os.path.join(folder, MAP)
         self.clean = False
+        self.compactions = 0
+        """How often another file has become the map since this one was opened."""
         self._files = files
         self._folder = folder
         self._fork = fork
@@ -240,7 +243,9 @@ class Journal:
         """
         number, end, generation = self._number, self._end, self._generation
         try:
-            self._generation += 1
+            # Never that of an attempt that came to nothing, here or before a crash: the file may
+            # have good transactions of that one behind those that are written now.
+            self._generation = secrets.randbits(64)
             self._write_snapshot(self._next_fd, self._next_reserved, leaves, barrier)
             self._name_next()
             with suppress(FileNotFoundError):
@@ -254,6 +259,7 @@ class Journal:
         self._fd, self._next_fd = self._next_fd, self._fd
         self._reserved, self._next_reserved = self._next_reserved, self._reserved
         self._next_is = _OLD
+        self.compactions += 1
         try:
             self._files.sync_folder(self._folder)
         except OSError as error:

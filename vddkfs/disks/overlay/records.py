@@ -41,8 +41,8 @@ _MOST_BLOCKS: Final = 1 << _COUNT_BITS
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Page 0: *capacity* in bytes; *generation* is one more in each new file of a fork; *reserved*
-    is how long the file was made."""
+    """Page 0: *capacity* in bytes; *generation* is another for each attempt to write a file of the
+    fork, drawn by lot; *reserved* is how long the file was made."""
 
     fork: bytes
     capacity: int
