@@ -194,6 +194,36 @@ def test_a_base_below_others_is_written_for_a_restore_only(tmp_path: Path) -> No
     assert configs(source) == [(True, True)]
 
 
+@pytest.mark.parametrize("named", ["web.vmdk", "other.vmdk"])
+def test_a_base_below_links_that_are_not_mounted_is_written_for_a_restore_only(
+    named: str, tmp_path: Path
+) -> None:
+    """The base was named alone, perhaps by another name: its snapshots would be lost all the same.
+
+    One that was made on another content of it is lost already.
+    """
+    vms = tmp_path / "vms"
+    vms.mkdir()
+    base = make_disk(vms, b"web")
+    make_child(vms, "web-000001", base)
+    source = vms / named
+    if named == "other.vmdk":
+        source = tmp_path / named
+        source.symlink_to(os.fsdecode(base))
+        (tmp_path / "web-flat.vmdk").symlink_to(vms / "web-flat.vmdk")
+    wanted = MountOptions(writable=True, follow_parents="any")
+    [chain] = open_source(str(source), wanted).chains
+    assert not chain.writable
+    assert "web-000001.vmdk, not mounted, lies above it" in chain.unwritable
+    assert "restore=yes" in chain.unwritable
+    wanted.restore = "yes"
+    assert open_source(str(source), wanted).chains[0].writable
+    wanted.restore = "no"
+    child = vms / "web-000001.vmdk"
+    child.write_text(child.read_text().replace("parentCID=12345678", "parentCID=12345679"))
+    assert open_source(str(source), wanted).chains[0].writable
+
+
 def test_a_base_of_two_disks_is_written_by_neither(tmp_path: Path) -> None:
     """Two files would show the same writable bytes."""
     base = make_disk(tmp_path, b"web")

@@ -30,7 +30,7 @@ from vddkfs.disks.image import Image
 from vddkfs.disks.vm import Chain, Source
 from vddkfs.engines.base import EngineFacts, EngineReport, LinkIdentity
 from vddkfs.engines.client import WorkerClient
-from vddkfs.engines.config import EngineConfig
+from vddkfs.engines.config import EngineConfig, VmdkConfig
 from vddkfs.engines.requests import Patience
 from vddkfs.errors import VddkfsError
 from vddkfs.fuse import session
@@ -144,6 +144,13 @@ class Daemon:
         for disk in self._disks:
             if disk.images[0].writes is not None:
                 await disk.prove_access()
+        for plan in self._source.workers:
+            if isinstance(plan.config, VmdkConfig) and plan.config.keep_content_id:
+                log.info(
+                    "%s: its content id stays what it is when the base is written: links lie "
+                    "above it",
+                    plan.name,
+                )
 
     def _overlaid(self) -> AbstractAsyncContextManager[str]:
         options = self._options

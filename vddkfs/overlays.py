@@ -61,11 +61,10 @@ async def overlay_of(
 
 
 def _refuse_written(disks: Sequence[Disk]) -> None:
-    """Raise OverlayError if somebody has the last link of a disk, in files of this machine, open
-    for writing."""
+    """Raise OverlayError if somebody has a link of a disk, in files of this machine, open for
+    writing: its owner the last one, or a restore the base."""
     for disk in disks:
-        found = writer_of(disk.links[-1]) if disk.links[-1].extents else ""
-        if found:
+        for found in filter(None, (writer_of(link) for link in disk.links if link.extents)):
             raise OverlayError(
                 f"disk {disk.name}: no overlay on what is being written: {found}",
                 advice="wait for its end, mount a snapshot, or force it with overlay_force=yes",

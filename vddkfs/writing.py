@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 from vddkfs.engines.base import LinkInfo
 from vddkfs.engines.config import VddkImage
+from vddkfs.engines.vmdk.folder import children_beside
+from vddkfs.engines.vmdk.text import printable
 from vddkfs.engines.vmdk.write.base import check_described
 from vddkfs.errors import UsageError, VddkfsError
 from vddkfs.options import MountOptions
@@ -64,10 +66,13 @@ def remote_refusal(
     if shared:
         return f"{path}: {SHARED}"
     above = len(links) - 1
-    if not above and not links[0].snapshot:
-        return ""
-    held = f"links lie above it ({above} of them mounted)" if above else ""
-    return _of_children(path, held or f"{links[0].snapshot} holds it", options)
+    if above:
+        held = f"links lie above it ({above} of them mounted)"
+    elif links[0].snapshot:
+        held = f"{links[0].snapshot} holds it"
+    else:
+        held = "" if path.startswith("[") else _not_mounted(path)
+    return _of_children(path, held, options)
 
 
 def local_refusal(links: Sequence[LinkInfo], options: MountOptions, *, shared: bool) -> str:
@@ -81,17 +86,27 @@ def local_refusal(links: Sequence[LinkInfo], options: MountOptions, *, shared: b
         return f"{base.path}: it is in an archive, which is only read"
     if shared:
         return f"{base.path}: {SHARED}"
-    if len(links) > 1:
-        why = _of_children(base.path, f"links lie above it ({len(links) - 1} of them)", options)
-        if why:
-            return why
+    held = f"links lie above it ({len(links) - 1} of them)" if len(links) > 1 else ""
+    why = _of_children(base.path, held or _not_mounted(base.path), options)
+    if why:
+        return why
     for path in dict.fromkeys([base.path, *(one.path for one in base.extents if one.path)]):
         if not os.access(path, os.W_OK, effective_ids=True):
             return f"{path}: it may not be written by this user"
     return ""
 
 
+def _not_mounted(path: str) -> str:
+    """Say which links lie above the file *path* that are not in the mount, "" for none."""
+    children = [printable(child) for child in children_beside(path)]
+    if not children:
+        return ""
+    more = f" and {len(children) - 1} more" if len(children) > 1 else ""
+    return f"{children[0]}{more}, not mounted, lies above it"
+
+
 def _of_children(path: str, held: str, options: MountOptions) -> str:
-    if options.restore == "yes":
+    """Say why *path* is not written, if *held* says that others need it as it is."""
+    if not held or options.restore == "yes":
         return ""
     return f"{path}: {held}, which would not fit any more; restore=yes writes it nevertheless"

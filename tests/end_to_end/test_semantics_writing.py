@@ -288,6 +288,9 @@ def test_base_content_id(mount: Mounts, base: Path, chain: list[Path]) -> None:
 
     was = {path: content_id(path) for path in (base, chain[0])}
     found = mount(base.parent, "rw,restore=yes")
+    kept = [line for line in found.log.read_text().splitlines() if "its content id stays" in line]
+    assert len(kept) == 1
+    assert " web: " in kept[0]
     put(found, "base/disk.raw", b"", 0)
     assert content_id(base) == was[base]
     put(found, "web/chain/0.raw", b"x", 0)
@@ -409,6 +412,22 @@ def test_overlay_belongs_also_while_it_is_mounted(mount: Mounts, base: Path, vm:
     write(vm / "base-flat.vmdk", MIB, NEW[:512], "raw")
     refused(found, errno.ESTALE, "open", found.path("base/disk.raw"), os.O_RDONLY)
     refused(found, errno.ESTALE, "pwrite", fd, NEW[:4096], 0)
+
+
+def test_no_overlay_above_a_base_that_is_being_written(
+    mount: Mounts, chain: list[Path], vm: Path, tmp_path: Path
+) -> None:
+    first = mount(vm, "rw,restore=yes")
+    place = tmp_path / "second"
+    place.mkdir()
+    done = vddkfs("mount", vm, place, "-o", f"overlay={tmp_path}/overlay")
+    assert done.returncode == 44
+    assert "no overlay on what is being written" in done.stderr
+    assert "web.vmdk" in done.stderr
+    first.finish()
+    done = vddkfs("mount", vm, place, "-o", f"overlay={tmp_path}/overlay")
+    assert done.returncode == 0, done.stderr
+    assert vddkfs("umount", place).returncode == 0
 
 
 @promise(

@@ -5,6 +5,8 @@ Rows K04, K18, K20 and K27, as far as they are of writing.
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +16,9 @@ from tests.engines.vddk.writers import WRITTEN, WRITTEN_BASE, WRITTEN_LOCAL, Wri
 from tests.simulator.disks import SECTORS, noise, raw, write_behind
 from tests.simulator.kit import Kit, until
 from vddkfs.engines.base import SECTOR
-from vddkfs.errors import EngineError
+from vddkfs.engines.config import VddkImage
+from vddkfs.engines.vmdk import VmdkEngine
+from vddkfs.errors import AccessDenied, EngineError
 
 FILES = "san.device = file"
 NO_PROOF = """
@@ -329,3 +333,23 @@ def test_over_the_network_the_links_above_do_not_fit_any_more(kit: Kit, writers:
 
 def _sector(content: bytes, number: int) -> bytes:
     return content[number * SECTOR : (number + 1) * SECTOR]
+
+
+def test_a_file_of_this_machine_is_written_by_one_engine_at_a_time(
+    kit: Kit, writers: Writers
+) -> None:
+    """Each engine sees the other: the library has no lock that the built-in one knows."""
+    path = str(kit.disk(WRITTEN.path))
+    here = VddkImage(path, live=True, writable=True)
+    local: dict[str, Any] = {"server": "", "vmx_spec": "", "transports": ()}
+    config = configured(kit, here, **local)
+    first = writers()
+    first.open(config)
+    with pytest.raises(AccessDenied, match="another process has it open for writing") as caught:
+        VmdkEngine([path], writable=True)
+    assert caught.value.errno == errno.EROFS
+    first.kill()
+    told = pytest.raises(AccessDenied, match="another process has it open for writing")
+    with closing(VmdkEngine([path], writable=True)), told:
+        writers().open(config)
+    writers().open(config)

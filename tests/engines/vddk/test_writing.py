@@ -18,6 +18,7 @@ from tests.simulator.disks import SECTORS, make_vmfs, noise, raw
 from tests.simulator.kit import Kit, until
 from vddkfs.engines.base import SECTOR
 from vddkfs.engines.config import VddkImage
+from vddkfs.engines.protocol import Op
 from vddkfs.errors import EngineError
 
 FILES = "san.device = file"
@@ -238,6 +239,23 @@ def test_without_the_function_closing_and_opening_again_flushes(kit: Kit, writer
         writer.flush()
     with pytest.raises(EngineError, match="writes may be lost") as caught:
         writer.flush()
+    assert caught.value.retry == "reconnect"
+
+
+def test_what_waits_for_a_flush_that_cannot_open_the_disk_again_is_for_another_worker(
+    kit: Kit, writers: Writers
+) -> None:
+    writer = writers(NO_FLUSH)
+    writer.open(configured(kit, WRITTEN))
+    writer.write(0, noise("kept", 4096))
+    kit.configure("fault = WriteAsync count=1 delay_ms=300", "fault = Open error=14011")
+    writer.begin_write(8, noise("before", 4096))
+    writer.ask(Op.FLUSH)
+    writer.begin_write(16, noise("behind", 4096), at=8192)
+    writer.answer()
+    writer.answer()
+    with pytest.raises(EngineError, match="is closed") as caught:
+        writer.answer()
     assert caught.value.retry == "reconnect"
 
 

@@ -283,7 +283,9 @@ class ImageReader:
         self.flow.draining = False
 
     def _issue(self, piece: Piece) -> None:
-        assert self.disk is not None
+        if self.disk is None:
+            # A flush that closes the disk may have failed to open it again since.
+            raise EngineError(f"{self.image.path}: is closed", retry="reconnect")
         handle, memory = self.disk.handle, piece.memory
         span = piece.sector, len(memory) // SECTOR
         try:

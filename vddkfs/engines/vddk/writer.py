@@ -14,7 +14,8 @@ session: it holds the disk's lock, and whoever else got that, or a VM that was p
 write below what readers were shown. So nobody else can have written when the daemon asks what the
 disk is now; only ``renew`` opens it again, after a flush, taking the lock anew and proving that it
 can be written (see ``session``). A lock that another holds then, or at the first open, is an error
-that is worth another try.
+that is worth another try. On a file of this machine, where the library's own lock is nothing that
+others look at, there is the built-in engine's as well, and who has that is met with a refusal.
 
 Writes that ended and may be lost are never forgotten: where a disk had to be closed without a
 flush, every flush of this worker fails, and another worker has to write them again.
@@ -23,6 +24,7 @@ flush, every flush of this worker fails, and another worker has to write them ag
 import logging
 import mmap
 from functools import partial
+from typing import TYPE_CHECKING
 
 from vddkfs.engines.base import SECTOR, Done, LinkIdentity
 from vddkfs.engines.config import VddkImage
@@ -33,6 +35,9 @@ from vddkfs.engines.vddk.reader import ImageReader
 from vddkfs.engines.vddk.runtime import Runtime
 from vddkfs.engines.vddk.session import OpenDisk
 from vddkfs.errors import EngineError, VddkfsError
+
+if TYPE_CHECKING:
+    from vddkfs.engines.vmdk.write.locks import Locks
 
 
 def make_image(runtime: Runtime, image: VddkImage) -> ImageReader:
@@ -51,6 +56,19 @@ class ImageWriter(ImageReader):
         """Whether anything was written since the last flush."""
         self._lost = ""
         """Why writes that had ended may be lost."""
+        self._locks: Locks | None = None
+        """On a file of this machine, until this process ends."""
+
+    def _opened(self, flush: Flush) -> OpenDisk:
+        if not self.config.server and self._locks is None:
+            # Imported here, so that a worker of a remote disk does not load the other engine.
+            from vddkfs.engines.vmdk.chain import describe_chain
+            from vddkfs.engines.vmdk.write.locks import lock_as_vmware
+
+            # The library puts another file in the place of a descriptor: the extents count.
+            link = describe_chain(self.image.path)[-1]
+            self._locks = lock_as_vmware(link, partial(self.runtime.say, logging.WARNING))
+        return super()._opened(flush)
 
     def start_write(self, sector: int, data: memoryview, done: Done) -> None:
         """Begin a write; see ``AsyncEngine``."""

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from vddkfs.engines.vmdk.descriptor import Descriptor
 from vddkfs.engines.vmdk.files import Archives, OpenFile, list_folder, open_file
@@ -112,6 +113,16 @@ class Folder:
         found = self.ids.get(parent)
         return found if found in self.descriptors else None
 
+    def children(self, link: os.stat_result, content_id: str) -> Iterator[str]:
+        """Yield the files of this folder that are made on *link* when it had *content_id*."""
+        for path, descriptor in self.descriptors.values():
+            if descriptor.is_base or descriptor.parent_cid != content_id:
+                continue
+            for parent in self._inside(path, [descriptor.parent_hint]):
+                with suppress(OSError, ValueError):
+                    if os.path.samestat(os.stat(parent), link):
+                        yield path
+
     def _reach(self, identity: _FileId, reached: set[_FileId]) -> None:
         """Add to *reached* what is not yet there of *identity* and all that is below it."""
         here: _FileId | None = identity
@@ -131,3 +142,24 @@ class Folder:
                 leaves.append(identity)
                 self._reach(identity, reached)
         return sorted(self.descriptors[leaf][0] for leaf in leaves)
+
+
+def children_beside(path: str) -> list[str]:
+    """Return the VMDKs that were made on the content of the link *path*, in order.
+
+    Only those in its folder are found, and in that of the file that a symbolic link leads to. What
+    cannot be read there is none.
+    """
+    found: set[str] = set()
+    with suppress(VddkfsError, OSError):
+        link = os.stat(path)
+        file = open_file(path)
+        try:
+            content_id = read_descriptor(file)[0].cid
+        finally:
+            file.close()
+        for place in {os.path.dirname(each(path)) for each in (os.path.abspath, os.path.realpath)}:
+            folder = Folder(place)
+            folder.scan()
+            found |= set(folder.children(link, content_id))
+    return sorted(found)
