@@ -123,6 +123,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def look_whether_idle() -> dict[str, Any]:
+    """Return what ``idleness`` finds, and say so if the machine is not idle."""
+    idle = idleness()
+    if not idle["idle"]:
+        say(f"The machine is NOT IDLE ({idle['busy_percent']} % busy): the figures are noise.")
+        for one in idle["busiest"]:
+            say(f"  {one['percent_of_a_cpu']:3} % of a CPU: {one['command']}")
+    return idle
+
+
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     names = sorted({name for named in WORKS.values() for name in named} | set(WORKS))
     parser = argparse.ArgumentParser(
@@ -177,11 +187,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     missing = missing_tools()
     if missing:
         raise BenchmarkError(missing)
-    idle = idleness()
-    if not idle["idle"]:
-        say(f"The machine is NOT IDLE ({idle['busy_percent']} % busy): the figures are noise.")
-        for one in idle["busiest"]:
-            say(f"  {one['percent_of_a_cpu']:3} % of a CPU: {one['command']}")
+    idle = look_whether_idle()
     sizes, pace = (QUICK, QUICK_PACE) if arguments.quick else (FULL, FULL_PACE)
     work = arguments.work.resolve()
     begun = time.monotonic()

@@ -37,8 +37,9 @@ of a disk."""
 
 
 def url(moref: str, snapshot: str, disks: Sequence[str]) -> str:
-    """Return the SOURCE of disks that are all held by one snapshot."""
-    return f"vddk://{SERVER}/?moref={moref}" + "".join(f"&disk={d}@{snapshot}" for d in disks)
+    """Return the SOURCE of disks that are all held by one snapshot, or by none if that is empty."""
+    held = f"@{snapshot}" if snapshot else ""
+    return f"vddk://{SERVER}/?moref={moref}" + "".join(f"&disk={disk}{held}" for disk in disks)
 
 
 def mount_command(site: Site, source: str, mount: Path, *options: str) -> list[str | Path]:
