@@ -223,7 +223,7 @@ class Site:
         """Return what the C client gets of all disks of a material at once, by (workload, depth).
 
         *tuned*: with the configuration that vddkfs gives to the library, else with its defaults.
-        *writes*: what it gets of writes, and of these alone; the disk is opened without its snapshot.
+        *writes*: what it gets of writes, and of these alone, to the disk without its snapshot.
         """
         held = HELD[material]
         # What vddkfs would write for its own worker: nothing but the client differs.

@@ -1,9 +1,13 @@
-"""The least that can serve a file: ``stub.py MOUNTPOINT SIZE session|plain [FILE]``, until unmounted.
+"""The least that can serve a file, until unmounted.
+
+    stub.py MOUNTPOINT SIZE session|plain [FILE]
 
 One file, disk.raw, whose every read is a slice of one hot buffer. With FILE it can be written: each
-write is a pwrite to FILE in a thread, several at once, and a flush is fdatasync, as with an overlay. The mount and its queue are
-those of vddkfs, so what a read costs here is what FUSE, libfuse, pyfuse3 and trio cost together;
-with "plain" requests are waited for as pyfuse3 does it, and not as vddkfs has it.
+write is a pwrite to FILE in a thread, several at once; closing it is fdatasync, as with an overlay.
+
+The mount and its queue are those of vddkfs, so what a read costs here is what FUSE, libfuse,
+pyfuse3 and trio cost together; with "plain" requests are waited for as pyfuse3 does it, and not as
+vddkfs has it.
 """
 
 import errno
