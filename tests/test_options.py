@@ -26,6 +26,15 @@ GOOD: list[tuple[str, Any]] = [
     ("follow_parents=any", "any"),
     ("raw_devices=yes", "yes"),
     ("raw_devices=no", "no"),
+    ("writable", True),
+    ("restore=yes", "yes"),
+    ("restore=no", "no"),
+    ("assume=powered-off", "powered-off"),
+    ("fence_timeout=0.5", 0.5),
+    ("overlay=tmp", "tmp"),
+    ("overlay=/var/tmp/over=lay", "/var/tmp/over=lay"),
+    ("overlay_force=yes", "yes"),
+    ("overlay_force=no", "no"),
     ("cache_size=4M", 4 * MIB),
     ("cache_size=1t", 1024**4),
     ("cache_size=5000000", 5_000_000),
@@ -106,6 +115,13 @@ BAD = [
     "follow_parents=",
     "raw_devices=",
     "raw_devices=maybe",
+    "restore=",
+    "assume=",
+    "assume=powered-on",
+    "fence_timeout=0",
+    "overlay=",
+    "overlay=here",
+    "overlay_force=1",
     "cache_size=1M",
     "cache_size=2T",
     "cache_size=-4M",
@@ -175,7 +191,6 @@ def test_options_may_come_in_one_word_or_in_several_and_the_last_counts() -> Non
     [
         "defaults",
         "ro",
-        "rw",
         "auto",
         "noauto",
         "user",
@@ -215,6 +230,36 @@ def test_options_may_come_in_one_word_or_in_several_and_the_last_counts() -> Non
 )
 def test_the_words_of_mount_and_fstab_are_dropped(word: str) -> None:
     assert parse_options([f"uid=7,{word},gid=8"]) == parse_options(["uid=7", "gid=8"])
+
+
+def test_nothing_is_written_unless_it_is_asked() -> None:
+    found = parse_options([])
+    assert (found.writable, found.overlay, found.restore) == (False, "", "no")
+    assert (found.assume, found.overlay_force, found.fence_timeout) == ("", "no", 30)
+
+
+@pytest.mark.parametrize("word", ["rw", "writable", " rw ", "uid=0,rw", "rw,writable"])
+def test_rw_and_writable_are_the_same(word: str) -> None:
+    assert parse_options([word]).writable
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ro,rw"],
+        ["rw", "ro"],
+        ["ro,writable"],
+        ["overlay=tmp", "ro"],
+        ["writable,overlay=tmp"],
+        ["overlay=/var/tmp/over", "rw"],
+    ],
+)
+def test_what_excludes_each_other_is_told(words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_options(words)
+    assert ("ro does not go with" if "ro" in ",".join(words).split(",") else "exclude") in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(

@@ -295,3 +295,14 @@ def test_a_file_of_this_machine_needs_no_powered_off(
     found[0] = 2
     source = open_remote("vddk:///vms/web01.vmdk", parse_options(["writable", "restore=yes"]))
     assert "composed of 2 links" in source.chains[0].unwritable
+
+
+def test_a_disk_that_is_written_keeps_a_session_and_the_others_need_one(plan: Plan) -> None:
+    disks = ((f"{BASE}@snapshot-1", 1), (LEAF, 3))
+    words = [*OFF, "restore=yes", "max_sessions=1"]
+    with pytest.raises(UsageError, match="max_sessions=1 leaves too few") as caught:
+        plan(words, *disks)
+    assert "max_sessions=2" in caught.value.advice
+    assert plan([*words, "max_sessions=2"], *disks).chains[0].writable
+    assert plan(words, (DATA, 1)).chains[0].writable
+    assert plan(["max_sessions=1"], *disks).workers

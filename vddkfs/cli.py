@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from vddkfs import __version__
-from vddkfs.commands import check, cleanup, doctor, info, invalidate, mount, status, umount
+from vddkfs.commands import check, cleanup, doctor, info, invalidate, mount, overlay, status, umount
 from vddkfs.errors import ALL_ERRORS, EXIT_BUG, EXIT_OK, UsageError, VddkfsError
 
 COMMANDS: Final = {
@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "check": check,
     "status": status,
     "invalidate": invalidate,
+    "overlay": overlay,
     "doctor": doctor,
     "cleanup": cleanup,
 }

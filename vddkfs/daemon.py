@@ -38,7 +38,7 @@ from vddkfs.fuse.notify import KernelPages
 from vddkfs.fuse.operations import Operations
 from vddkfs.fuse.tree import Tree
 from vddkfs.invalidation import Invalidation
-from vddkfs.memory import default_cache_size
+from vddkfs.memory import default_cache_size, write_back_without_waiting
 from vddkfs.observe.figures import Family
 from vddkfs.observe.logs import Log
 from vddkfs.observe.metrics import Metrics
@@ -84,6 +84,13 @@ class Daemon:
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
         state_folder(create=True)
+        writing = self._options.overlay or self._options.writable
+        if writing and not write_back_without_waiting():
+            log.info(
+                "the kernel does not let the daemon have memory first (CAP_SYS_RESOURCE): under a "
+                "memory limit that it shares with who writes through a loop device, both may stand "
+                "still"
+            )
         async with AsyncExitStack() as stack:
             for folder in {plan.folder for plan in self._source.workers if plan.folder}:
                 stack.enter_context(held(Path(folder)))

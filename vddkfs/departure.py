@@ -21,6 +21,8 @@ from vddkfs.mounts import holders, unmount
 log = logging.getLogger(__name__)
 
 _UMOUNT_AGAIN = 0.5
+_PLAIN_UMOUNT = 4 * _UMOUNT_AGAIN
+"""Seconds in which a plain umount has its turn after the last writer has left."""
 _LAST_FLUSH = 10.0
 """Seconds for what was written to reach the disk, when files are let go."""
 _LAST_ANSWERS = 0.05
@@ -71,6 +73,9 @@ class Departure:
                     ", ".join(sorted(names)),
                 )
             await trio.sleep(_UMOUNT_AGAIN)
+        if told:
+            # Who wrote has left just now: with nothing else open, a plain umount works now.
+            await trio.sleep(_PLAIN_UMOUNT)
         waiting.cancel()
 
     async def _flush_all(self) -> None:

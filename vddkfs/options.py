@@ -252,7 +252,7 @@ _BY_NAME: Final = {option.name: option for option in OPTIONS}
 
 _MOUNT_WORDS: Final = frozenset(
     """
-    defaults ro rw auto noauto user nouser users nousers owner group _netdev nofail exec noexec
+    defaults ro auto noauto user nouser users nousers owner group _netdev nofail exec noexec
     suid nosuid dev nodev atime noatime diratime nodiratime relatime norelatime strictatime
     nostrictatime lazytime nolazytime sync async dirsync mand nomand iversion noiversion silent
     loud default_permissions nosymfollow

@@ -18,6 +18,7 @@ import trio
 from vddkfs.disks.disk import Disk
 from vddkfs.disks.layer import Layer, Threads
 from vddkfs.disks.overlay import Overlay, SourceDisk, manage
+from vddkfs.engines.vmdk.write.locks import writer_of
 from vddkfs.errors import OverlayError
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,12 @@ async def overlay_of(
 ) -> AsyncIterator[str]:
     """Let every image of *disks* be written into the overlay *where*, until the end of the block.
 
-    *live* says that somebody may write the live links of the disks. Gives the folder. Raises
-    OverlayError if the folder cannot be used, and at the end if not all of it could be flushed.
+    *live* says that somebody may write the live links of the disks, *force* that this is no matter.
+    Gives the folder. Raises OverlayError if the folder cannot be used, if one of the disks is being
+    written, and at the end if not all of it could be flushed.
     """
+    if not force:
+        await trio.to_thread.run_sync(_refuse_written, disks)
     if where == TMP:
         await trio.to_thread.run_sync(_remove_left)
         folder = await trio.to_thread.run_sync(_private_folder)
@@ -53,6 +57,18 @@ async def overlay_of(
         if where == TMP:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_remove, folder)
+
+
+def _refuse_written(disks: Sequence[Disk]) -> None:
+    """Raise OverlayError if somebody has the last link of a disk, in files of this machine, open
+    for writing."""
+    for disk in disks:
+        found = writer_of(disk.links[-1]) if disk.links[-1].extents else ""
+        if found:
+            raise OverlayError(
+                f"disk {disk.name}: no overlay on what is being written: {found}",
+                advice="wait for its end, mount a snapshot, or force it with overlay_force=yes",
+            )
 
 
 def _source(disk: Disk, live: bool) -> SourceDisk:

@@ -35,7 +35,7 @@ from vddkfs.names import unique_names
 from vddkfs.observe.redact import redact
 from vddkfs.options import MountOptions
 from vddkfs.state import held, state_folder
-from vddkfs.writing import check_powered_off, remote_refusal
+from vddkfs.writing import check_powered_off, check_sessions, remote_refusal
 
 FORM: Final = (
     "write vddk://SERVER/?moref=vm-16&disk=[datastore] folder/disk.vmdk@snapshot-12, with disk= "
@@ -302,6 +302,8 @@ def _source(
     refusals = _refusals(remote, options, chains, opened)
     written = {chain.links[0] for chain, why in zip(chains, refusals, strict=True) if why == ""}
     together = [n for chain in chains for n in chain.images if n not in written]
+    if remote.server:
+        check_sessions(options, len(written), bool(together))
     shared = _config(remote, options, folder / "0", together)
     if shared.hot_adds and together:
         workers.append(WorkerPlan(remote.moref, shared, secret, str(folder)))

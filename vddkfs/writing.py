@@ -2,8 +2,10 @@
 
 Only the base of a chain is ever written (K20). Links above it are changes to what it held when they
 were made, so that it is written below them only where the operator says so with ``restore=yes``: a
-restore over SAN, for which one snapshot was made that is reverted and removed afterwards. Below a
-virtual machine that runs nothing is written at all.
+restore over SAN, for which one snapshot was made that is reverted and removed afterwards. Over the
+network the host gives the base another content id with the first write: the links above it cannot
+be opened any more then, until the snapshot was reverted. Below a virtual machine that runs nothing
+is written at all.
 
 What is found here keeps the disk readable: its base cannot be opened for writing, and the mount
 says why. What only the open of the engine shows is the engine's to refuse.
@@ -29,6 +31,20 @@ def check_powered_off(options: MountOptions) -> None:
             "the base of a remote disk is written only if its virtual machine is known to be "
             "powered off, and nobody said so",
             advice=f"mount with assume={POWERED_OFF} if it is, and stays so; or without writable",
+        )
+
+
+def check_sessions(options: MountOptions, written: int, others: bool) -> None:
+    """Raise UsageError if *written* bases leave no session for one another, or for *others*.
+
+    A disk that is written keeps its session, with its lock, for as long as it is mounted.
+    """
+    needed = written + others
+    if written and 0 < options.max_sessions < needed:
+        raise UsageError(
+            f"{written} disks that are written keep a session each, and max_sessions="
+            f"{options.max_sessions} leaves too few",
+            advice=f"mount with max_sessions={needed} or more, or fewer disks",
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from cachetools import LRUCache
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vddkfs.cache.eviction import MOST_USES, EvictionCache
@@ -296,8 +296,8 @@ class Model:
                 found = thing
                 if queue is self.small:
                     self.ghosts.append((thing.key, thing.weight))
-                while 10 * sum(weight for _, weight in self.ghosts) > 9 * size:
-                    self.ghosts.pop(0)
+                    while 10 * sum(weight for _, weight in self.ghosts) > 9 * size:
+                        self.ghosts.pop(0)
         for queue, thing in aside:
             queue.append(thing)
         return found
@@ -314,6 +314,9 @@ steps = st.one_of(
 
 
 @given(st.lists(steps, max_size=150))
+@example(
+    [("insert", 0, 1), ("insert", 1, 1), ("use", 0, 1), ("evict", set(), 0), ("evict", set(), 0)]
+)
 def test_it_does_as_the_model_does(steps: list[tuple[str, object, int]]) -> None:
     cache: EvictionCache[Key, Thing] = EvictionCache()
     model = Model()

@@ -323,7 +323,14 @@ class TestMountHelper:
                 ("/vms/a", "/mnt/a", "-o", "ro,uid=0", "-t", "fuse.vddkfs"),
                 ("/vms/a", "/mnt/a", "-o", "ro,uid=0"),
             ),
-            (("/vms/a b", "/mnt/ä'$x", "-o", "rw"), ("/vms/a b", "/mnt/ä'$x", "-o", "rw")),
+            (("/vms/a b", "/mnt/ä'$x", "-o", "uid=0"), ("/vms/a b", "/mnt/ä'$x", "-o", "uid=0")),
+            # mount(8) says rw by itself.
+            (("/vms/a", "/mnt/a", "-o", "rw"), ("/vms/a", "/mnt/a")),
+            (("/vms/a", "/mnt/a", "-o", "rw,noexec"), ("/vms/a", "/mnt/a", "-o", "noexec")),
+            (
+                ("/vms/a", "/mnt/a", "-o", "rw,writable,log=/var/log/rw,uid=0", "-o", "rw"),
+                ("/vms/a", "/mnt/a", "-o", "writable,log=/var/log/rw,uid=0"),
+            ),
             (("/vms/a", "/mnt/a", "-sn", "-o", "ro"), ("/vms/a", "/mnt/a", "-o", "ro")),
             (
                 ("-o", "ro", "/vms/a", "-s", "/mnt/a", "-o", "_netdev,x-y=1"),

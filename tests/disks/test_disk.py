@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from tests.disks.test_image import FakeWorker, make_link, noise, read, shown
 from vddkfs.cache.arena import Arena
 from vddkfs.cache.frames import SectorCache
-from vddkfs.disks.disk import Disk
 from vddkfs.disks.allocation import SEEK_SECONDS
+from vddkfs.disks.disk import Disk
 from vddkfs.engines import protocol
 from vddkfs.engines.base import SECTOR, FileStamp, LinkIdentity, MapExtent, MapSlice
 from vddkfs.engines.client import WorkerClient

@@ -13,6 +13,8 @@ import pickle
 import random
 import struct
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +52,27 @@ def sha256(name: str, direct: bool = False, chunk: int = MIB) -> str:
             digest.update(data)
     finally:
         os.close(fd)
+    return digest.hexdigest()
+
+
+def put(name: str, data: bytes) -> None:
+    """Write a new file, or all of an old one, and have it kept."""
+    with open(name, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fill(name: str, size: int, seed: int) -> str:
+    """Write a file of noise, *size* bytes in whole MiB, have it kept, and return its hash."""
+    chance = random.Random(seed)
+    digest = hashlib.sha256()
+    with open(name, "wb", buffering=0) as file:
+        for _ in range(size // MIB):
+            piece = chance.randbytes(MIB)
+            digest.update(piece)
+            file.write(piece)
+        os.fsync(file.fileno())
     return digest.hexdigest()
 
 
@@ -96,6 +119,42 @@ def mapped(name: str, direct: bool, ranges: list[tuple[int, int]]) -> list[bytes
     try:
         with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as area:
             return [area[start : start + size] for start, size in ranges]
+    finally:
+        os.close(fd)
+
+
+def map_write(name: str, offset: int, data: bytes) -> bytes:
+    """Write through a shared memory map, have it written back; return what the map shows then."""
+    fd = os.open(name, os.O_RDWR)
+    try:
+        with mmap.mmap(fd, 0) as area:
+            area[offset : offset + len(data)] = data
+            area.flush()
+            return area[offset : offset + len(data)]
+    finally:
+        os.close(fd)
+
+
+def write_at_once(name: str, places: list[int], size: int) -> float:
+    """Write pieces past the page cache, each from a thread of its own; return the seconds."""
+    fd = os.open(name, os.O_RDWR | os.O_DIRECT)
+    begin = threading.Barrier(len(places) + 1)
+
+    def write(place: int) -> None:
+        with mmap.mmap(-1, size) as area:
+            area[:] = bytes([place // size % 255 + 1]) * size
+            begin.wait()
+            os.pwrite(fd, area, place)
+
+    threads = [threading.Thread(target=write, args=(place,)) for place in places]
+    try:
+        for thread in threads:
+            thread.start()
+        begin.wait()
+        start = time.monotonic()
+        for thread in threads:
+            thread.join()
+        return time.monotonic() - start
     finally:
         os.close(fd)
 

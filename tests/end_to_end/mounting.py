@@ -6,6 +6,7 @@ error that the test did not announce fails the test.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ AGENT = Path(__file__).with_name("agent.py")
 SECONDS = 60.0
 PROMPT = 8.0
 """Seconds in which an umount of an idle mount is done, also on a machine that is busy."""
+_MNT_FORCE = 1
 _LOUD = re.compile(r"^\S+ \S+ (WARNING|ERROR|CRITICAL) ")
 _LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
 
@@ -142,6 +144,10 @@ class Agent:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(AGENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def send(self, function: str, *arguments: Any) -> None:
         assert self._process.stdin is not None
@@ -337,6 +343,14 @@ class Mount:
             path.unlink()  # of a daemon that was killed
         for agent in self._closed:
             agent.close()  # nothing can hold it any more
+
+    def abort(self) -> None:
+        """End every request that somebody waits for, with an error, and then the mount.
+
+        A daemon that waits in the kernel for its own mount does not even die of SIGKILL.
+        """
+        ctypes.CDLL(None).umount2(os.fsencode(self.place), _MNT_FORCE)
+        self.destroy()
 
     def _judge_restarts(self) -> list[str]:
         try:

@@ -59,8 +59,8 @@ def extents(mount: Mount, name: str) -> list[tuple[int, int, bool]]:
 
 @promise(
     "whole",
-    "A read returns every byte that was asked for, up to the end of the file, or it fails; without "
-    "O_DIRECT it may end before the first page that cannot be read.",
+    "A read returns every byte that was asked for, up to the end of the file, or it fails; "
+    "without O_DIRECT it may end before the first page that cannot be read.",
 )
 def test_whole(mount: Mounts, vm: Path) -> None:
     make_vmfs(vm / "web.vmdk", OLD)
@@ -82,8 +82,8 @@ def test_whole(mount: Mounts, vm: Path) -> None:
 
 @promise(
     "error",
-    "What cannot be read fails with EIO, and what can be read beside it does not: sector by sector "
-    "with O_DIRECT, page by page without.",
+    "What cannot be read fails with EIO, and what can be read beside it does not: sector by "
+    "sector with O_DIRECT, page by page without.",
 )
 def test_error(mount: Mounts, vm: Path) -> None:
     make_vmfs(vm / "web.vmdk", OLD)
@@ -100,8 +100,8 @@ def test_error(mount: Mounts, vm: Path) -> None:
 
 @promise(
     "size",
-    "The size of an image's file is the capacity of the disk at that point of its chain, and does "
-    "not change while it is mounted.",
+    "The size of an image's file is the capacity of the disk at that point of its chain, and "
+    "does not change while it is mounted.",
 )
 def test_size(mount: Mounts, vm: Path) -> None:
     make_vmfs(vm / "web.vmdk", OLD)
@@ -138,8 +138,8 @@ def test_one_file(mount: Mounts, vm: Path, flat: Path) -> None:
 
 @promise(
     "worker",
-    "A worker that crashes, hangs or loses its connection costs time, and changes no byte of any "
-    "answer.",
+    "A worker that crashes, hangs or loses its connection costs time, and changes no byte of "
+    "any answer.",
 )
 def test_worker(proxy: Proxy) -> None:
     found = proxy.mount(PLAIN, moref="vm-17", options=("transports=nbd", "op_timeout=1"))
@@ -168,8 +168,8 @@ def test_worker(proxy: Proxy) -> None:
 
 @promise(
     "holes",
-    "SEEK_HOLE and map.json never tell of a hole where the source holds data other than zeros, and "
-    "a file with data never has no blocks.",
+    "SEEK_HOLE and map.json never tell of a hole where the source holds data other than zeros, "
+    "and a file with data never has no blocks.",
 )
 def test_holes(mount: Mounts, vm: Path) -> None:
     """On a chain of which every link has data and holes of its own."""
@@ -190,8 +190,8 @@ def test_holes(mount: Mounts, vm: Path) -> None:
 
 @promise(
     "holes",
-    "SEEK_HOLE and map.json never tell of a hole where the source holds data other than zeros, and "
-    "a file with data never has no blocks.",
+    "SEEK_HOLE and map.json never tell of a hole where the source holds data other than zeros, "
+    "and a file with data never has no blocks.",
 )
 def test_holes_of_a_live_image(mount: Mounts, vm: Path) -> None:
     """Its VM allocates a block, and nobody opens the image's file after that."""
@@ -214,8 +214,8 @@ def test_holes_of_a_live_image(mount: Mounts, vm: Path) -> None:
 @pytest.mark.parametrize("disk", [LEAF, CHAIN[2]], ids=["live", "frozen"])
 @promise(
     "holes",
-    "SEEK_HOLE and map.json never tell of a hole where the source holds data other than zeros, and "
-    "a file with data never has no blocks.",
+    "SEEK_HOLE and map.json never tell of a hole where the source holds data other than zeros, "
+    "and a file with data never has no blocks.",
 )
 def test_holes_until_the_map_is_known(proxy: Proxy, disk: str) -> None:
     """A file of no blocks is one hole, for GNU tar --sparse: its archive would have no data.
@@ -234,7 +234,11 @@ def test_holes_until_the_map_is_known(proxy: Proxy, disk: str) -> None:
     assert found.stat(name).st_blocks > 0
 
 
-@promise("read-only", "Opening a file of the mount for writing fails with EROFS.")
+@promise(
+    "read-only",
+    "Opening a file of the mount for writing fails with EROFS, but for those that rw or an "
+    "overlay makes writable.",
+)
 def test_read_only(mount: Mounts, vm: Path, flat: Path) -> None:
     found = mount(vm)
     files = [name for name in found.ask("tree", str(found.place)) if not name.endswith("/")]
@@ -294,8 +298,8 @@ def test_frozen_checked(mount: Mounts, vm: Path, flat: Path, opened: str) -> Non
 @promise(
     "frozen-stale",
     "When a frozen image is found to have become another disk, files that were open fail with "
-    "ESTALE, files that are opened later show the new disk, and from then on no file shows bytes "
-    "of both.",
+    "ESTALE, files that are opened later show the new disk, and from then on no file shows "
+    "bytes of both.",
 )
 def test_frozen_stale(mount: Mounts, vm: Path, flat: Path) -> None:
     found = mount(vm)

@@ -35,9 +35,9 @@ ASKED = """
 import logging
 from vddkfs.disks.image import Image
 opened = Image.open
-async def open(self, direct):
+async def open(self, direct, write=False):
     logging.getLogger("vddkfs").info("an open came")
-    return await opened(self, direct)
+    return await opened(self, direct, write)
 Image.open = open
 """
 LOOKS = """

@@ -1,4 +1,4 @@
-"""The kernel's requests without a kernel: attributes, folders, errors, and nothing is written."""
+"""The kernel's requests without a kernel: attributes, folders, errors; test_writing has writes."""
 
 import errno
 import os
@@ -286,7 +286,6 @@ async def test_nothing_is_opened_for_writing(path: str, flags: int, mount: Mount
         "symlink",
         "rename",
         "link",
-        "write",
         "create",
         "setxattr",
         "removexattr",
@@ -300,12 +299,25 @@ async def test_every_change_is_refused(name: str, mount: Mount) -> None:
     assert caught.value.errno == errno.EROFS
 
 
+@pytest.mark.parametrize("path", ["vm.json", "web/disk.raw"])
+async def test_what_was_opened_to_be_read_is_not_written(path: str, mount: Mount) -> None:
+    """The kernel asks for no such thing."""
+    for image in mount.disk.images:
+        image.writable = True
+    handle = (await mount.open(path)).fh
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await mount.handlers.write(handle, 0, b"x" * 512)
+    assert caught.value.errno == errno.EBADF
+    assert mount.top.written == []
+
+
 async def test_what_needs_no_answer_is_answered(mount: Mount) -> None:
     handle = (await mount.open("web/disk.raw")).fh
     await mount.handlers.flush(handle)
     await mount.handlers.fsync(handle, True)
     await mount.handlers.fsyncdir(handle, False)
     assert await mount.handlers.access(1, os.W_OK, CTX)
+    assert mount.top.flushes == 0, "nothing was written"
 
 
 # Files of a disk that has changed

@@ -10,7 +10,7 @@ import pytest
 from vddkfs.cache.coherence import policy
 from vddkfs.disks.extents import ExtentMap
 from vddkfs.disks.partitions import Partition, PartitionTable
-from vddkfs.errors import VddkfsError
+from vddkfs.errors import EngineError, VddkfsError
 from vddkfs.fuse.tree import ROOT, Folder, Node, Text, Tree, Window
 
 SECTORS = 4096
@@ -32,14 +32,21 @@ class FakeImage:
         self.looks = 0
         self.opened: list[bool] = []
         self.reads: list[tuple[int, int]] = []
+        self.writable = False
+        self.above_writes = False
+        self.written: list[tuple[int, bytes]] = []
+        self.flushes = 0
+        self.settled = 0
         link = SimpleNamespace(path="/vm/a.vmdk", format="monolithicSparse", content_id="0badcafe")
         self.links = (link,)
 
-    async def open(self, direct: bool) -> Any:
+    async def open(self, direct: bool, write: bool = False) -> Any:
+        if write and not self.writable:
+            raise EngineError("it is mounted to be read only", errno=errno.EROFS)
         self.opened.append(direct)
         if self.error is not None:
             raise self.error
-        return SimpleNamespace(keep_cache=self.policy.lasts)
+        return SimpleNamespace(keep_cache=self.policy.lasts, writes=write, image=self)
 
     async def read(self, handle: Any, start: int, size: int) -> bytes:
         self.reads.append((start, size))
@@ -49,6 +56,22 @@ class FakeImage:
         first = start // 512
         data = b"".join(bytes([n % 256]) * 512 for n in range(first, -(-end // 512)))
         return data[start - first * 512 : end - first * 512]
+
+    async def write(self, handle: Any, start: int, data: bytes) -> int:
+        if self.error is not None:
+            raise self.error
+        if start >= self.capacity:
+            raise EngineError("a write past its end", errno=errno.ENOSPC)
+        self.written.append((start, data))
+        return min(len(data), self.capacity - start)
+
+    async def flush(self, handle: Any) -> None:
+        self.flushes += 1
+        if self.error is not None:
+            raise self.error
+
+    async def settle(self) -> None:
+        self.settled += 1
 
     async def partitions(self) -> PartitionTable | None:
         self.looks += 1

@@ -55,6 +55,9 @@ def make_disk(name: str, scale: int = 1, **worker: Any) -> Any:
             number=number,
             name=f"{name}/chain/{number}.raw",
             cache=SimpleNamespace(counts=make_counts(scale)),
+            writable=False,
+            layer=None,
+            broken="",
         )
         for number in range(2)
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.observe.fakes import MIB, make_client, make_disk, make_report, make_served
+from tests.observe.fakes import MIB, make_client, make_disk, make_report, make_served, times
 from vddkfs.cache.arena import Arena
 from vddkfs.cache.counts import Counts
 from vddkfs.engines.base import EngineReport
@@ -88,7 +88,8 @@ def test_each_disk_tells_of_its_worker() -> None:
     assert [disk["name"] for disk in found] == ["a", "b"]
     assert found[0]["cache"]["hits"] == 2 * counted("hits")
     assert found[1]["cache"]["hits"] == 20 * counted("hits")
-    assert {key: found[0][key] for key in found[0] if key not in ("cache", "reads")} == {
+    other = ("cache", "reads", "writes")
+    assert {key: found[0][key] for key in found[0] if key not in other} == {
         "name": "a",
         "capacity": MIB,
         "links": 2,
@@ -122,11 +123,37 @@ def test_what_was_read_is_told_for_the_mount_and_for_each_disk() -> None:
     assert found["disks"][1]["reads"] == {"count": 0, "bytes": 0, "errors": 0}
 
 
+def test_what_was_written_is_told_for_the_mount_and_for_each_disk() -> None:
+    a, b = make_disk("a"), make_disk("b")
+    base, above = a.images
+    base.writable = True
+    served = make_served(a)
+    served[above.name].write_times = times(1e-3)
+    assert collect(a, b, served=served)["writes"] == {
+        **{"count": 1, "bytes": 0, "writable": [base.name], "changed": 0, "broken": {}}
+    }
+    base.broken = "torn grain"
+    above.writable, above.layer = True, SimpleNamespace(changed_bytes=8192)
+    served[above.name].written = 4096
+    found = collect(a, b, served=served)
+    assert found["writes"] == {
+        "count": 1,
+        "bytes": 4096,
+        "writable": [base.name, above.name],
+        "changed": 8192,
+        "broken": {base.name: "torn grain"},
+    }
+    assert found["disks"][0]["writes"] == found["writes"]
+    assert found["disks"][1]["writes"]["writable"] == []
+    assert found["latency"]["writes"]["count"] == 1
+
+
 def test_each_layer_tells_its_typical_times() -> None:
     disk = make_disk("a", 2)
     layers = collect(disk, served=make_served(disk), reports={"a": make_report()})["latency"]
     assert {name: times["count"] for name, times in layers.items()} == {
         "fuse": 2,
+        "writes": 0,
         "cache": 2,
         "worker": 1,
         "library": 2,

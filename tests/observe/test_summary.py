@@ -8,6 +8,7 @@ import pytest
 from vddkfs.observe import summary
 from vddkfs.observe.summary import Pace
 
+UNWRITTEN: dict[str, Any] = {"count": 0, "bytes": 0, "writable": [], "changed": 0, "broken": {}}
 NOTHING = {"count": 0, "median": None, "p99": None}
 CACHE = {
     "hits": 75,
@@ -38,6 +39,7 @@ DISK = {
     "links": 2,
     "cache_held": 2**20,
     "reads": {"count": 100, "bytes": 2**22, "errors": 1},
+    "writes": UNWRITTEN,
     "cache": CACHE,
     "workers": [WORKER],
 }
@@ -51,9 +53,12 @@ STATUS: dict[str, Any] = {
     "open_files": 2,
     "in_flight": 1,
     "queued": 2,
+    "overlay": "",
     "reads": {"count": 100, "bytes": 2**22, "errors": 1},
+    "writes": UNWRITTEN,
     "latency": {
         "fuse": {"count": 100, "median": 12e-6, "p99": 3.1e-3},
+        "writes": NOTHING,
         "cache": {"count": 25, "median": 0.002, "p99": 1.5},
         "worker": {"count": 20, "median": 0.0009997, "p99": 70.0},
         "library": NOTHING,
@@ -95,6 +100,15 @@ def test_everything_is_said() -> None:
         "log: /var/log/vddkfs",
         "careful",
     ]
+
+
+def test_writes_are_told_of_a_mount_that_can_be_written() -> None:
+    writes = {**UNWRITTEN, "count": 7, "bytes": 2**20, "writable": ["web/disk.raw"]}
+    assert "writes: 7, 1 MiB" in summary.report({**STATUS, "writes": writes})
+    writes |= {"changed": 2**21, "broken": {"web/disk.raw": "torn\ngrain"}}
+    lines = list(summary.report({**STATUS, "writes": writes, "overlay": "/over\nlay"}))
+    assert "writes: 7, 1 MiB; overlay /over\\nlay has 2 MiB" in lines
+    assert "web/disk.raw is written no more: torn\\ngrain" in lines
 
 
 def test_a_mount_that_nobody_has_read_has_no_times() -> None:

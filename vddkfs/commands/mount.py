@@ -51,6 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_source(arguments.source, options)
     for left in source.left_out:
         print(f"vddkfs: left out: {left.reason}", file=sys.stderr)
+    for chain in source.chains:
+        if chain.unwritable:
+            print(f"vddkfs: {chain.name}: only read: {chain.unwritable}", file=sys.stderr)
     state_folder(create=True)
     if arguments.foreground:
         _serve(source, place, options, foreground=True, ready=lambda: None)
@@ -76,6 +79,9 @@ def _serve(
     log_to = logs.set_up(options.log, options.log_level, foreground, fallback)
     for left in source.left_out:
         log.warning("left out: %s", left.reason)
+    for chain in source.chains:
+        if chain.unwritable:
+            log.warning("%s is only read: %s", chain.name, chain.unwritable)
     daemon = Daemon(source, place, options, log_to)
     try:
         trio.run(daemon.run, ready)

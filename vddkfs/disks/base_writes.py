@@ -76,7 +76,13 @@ class BaseWrites:
                 self._wrote(first, first + len(whole))
 
     async def flush(self) -> None:
-        """Return when all that was written is on the disk. Raises VddkfsError if it is lost."""
+        """Return when all that was written is on the disk.
+
+        Raises VddkfsError if it may be lost: to the one who finds that. ``failures`` tells others,
+        and nothing is to be flushed after that.
+        """
+        if self.failures:
+            return
         try:
             await self._client.flush()
         except VddkfsError as error:
@@ -117,7 +123,8 @@ class BaseWrites:
             for at in range(0, len(data), FRAME):
                 nursery.start_soon(write, at)
         if errors:
-            raise errors[0]
+            # A piece that is lost says more than one that was refused, whichever came first.
+            raise next((one for one in errors if one.errno not in _HARMLESS), errors[0])
 
     async def _write_piece(self, start: int, data: memoryview) -> None:
         disk: DiskCache = self._cache.disk

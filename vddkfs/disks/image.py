@@ -210,12 +210,21 @@ class Image:
         if handle.generation != self.generation:
             raise self._stale()
         part = data if len(data) <= room else memoryview(data)[:room]
-        if self.layer is not None:
-            await self.layer.write(start, part, self.cache.read_direct)
-        elif self.writes is not None:
-            await self.writes.write(start, part)
-        self._written += 1
-        self.mtime_ns = max(self.mtime_ns + 1, time.time_ns())
+
+        async def below(first: int, last: int) -> memoryview | bytes:
+            found = await self.cache.read_direct(first, last)
+            # What is kept must not be made of two disks.
+            if handle.generation != self.generation:
+                raise self._stale()
+            return found
+
+        try:
+            if self.layer is not None:
+                await self.layer.write(start, part, below)
+            elif self.writes is not None:
+                await self.writes.write(start, part)
+        finally:
+            self._changed()
         return len(part)
 
     async def flush(self, handle: Handle) -> None:
@@ -241,6 +250,9 @@ class Image:
         """Note that [*start*, *end*) of a link of the image was written by this mount."""
         self.cache.wrote(start, end)
         self.allocation.wrote(start, end)
+        self._changed()
+
+    def _changed(self) -> None:
         self._written += 1
         self.mtime_ns = max(self.mtime_ns + 1, time.time_ns())
 

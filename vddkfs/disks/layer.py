@@ -84,10 +84,13 @@ class Layer:
             return trio.from_thread.run(_whole, below, offset, offset + size)
 
         async with self._ranges.hold(start, start + len(data)):
-            await trio.to_thread.run_sync(
-                fork.write, start, data, read_below, limiter=self._threads.writing
-            )
-            self.changes += 1
+            try:
+                await trio.to_thread.run_sync(
+                    fork.write, start, data, read_below, limiter=self._threads.writing
+                )
+            finally:
+                # A part of it may be there also if it failed.
+                self.changes += 1
 
     async def flush(self) -> None:
         """Return when all that was written before is on the disk."""

@@ -14,6 +14,12 @@ class _Held:
         self.end = end
         self.gone: trio.Event | None = None
 
+    def event(self) -> trio.Event:
+        """Return what is set when the range is let go, or given up."""
+        if self.gone is None:
+            self.gone = trio.Event()
+        return self.gone
+
 
 class RangeLocks:
     """The ranges of one file that somebody has, or waits for. For one trio thread.
@@ -35,10 +41,9 @@ class RangeLocks:
         before = [one for one in self._held if one.start < mine.end and mine.start < one.end]
         self._held.append(mine)
         try:
-            for one in before:
-                if one.gone is None:
-                    one.gone = trio.Event()
-                await one.gone.wait()
+            # All events before the first wait: one of them may go while another is waited for.
+            for event in [one.event() for one in before]:
+                await event.wait()
             yield
         finally:
             self._held.remove(mine)

@@ -315,7 +315,10 @@ class AsyncEngine(Engine, Protocol):
         """Do what is due, and return how many seconds the next thing is away (inf: nothing)."""
 
     def drain(self) -> None:
-        """Return when no read is under way."""
+        """Return when no read and no write is under way, and no flush that minds what comes next.
+
+        That may be: memory is taken back, images are looked at again, or all is closed.
+        """
 
 
 class BlockingEngine(Engine, Protocol):

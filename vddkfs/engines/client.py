@@ -30,14 +30,14 @@ from typing import Final
 
 import trio
 
-from vddkfs.engines import backoff, protocol
+from vddkfs.engines import backoff
 from vddkfs.engines.base import LinkIdentity
 from vddkfs.engines.config import EngineConfig, VddkConfig
+from vddkfs.engines.opening import open_chain
 from vddkfs.engines.pending import TICK
 from vddkfs.engines.port import WorkerPort
 from vddkfs.engines.process import STOP_SECONDS, Process, WorkerProcess
-from vddkfs.engines.protocol import Op
-from vddkfs.engines.requests import Counters, Patience
+from vddkfs.engines.requests import Patience
 from vddkfs.engines.unflushed import write_again
 from vddkfs.errors import EngineError, StaleImage, VddkfsError
 
@@ -83,29 +83,9 @@ class WorkerClient(WorkerPort):
         self._reaped = trio.Event()
 
     @property
-    def counters(self) -> Counters:
-        """What happened since the mount began."""
-        return self._pending.counters
-
-    @property
-    def last_errors(self) -> Sequence[str]:
-        """The last errors, with the time of day."""
-        return self._pending.last_errors
-
-    @property
     def pid(self) -> int | None:
         """The process id, or None while no process runs."""
         return self._process.pid if self._process is not None else None
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that the process has and has not answered."""
-        return len(self._pending.in_flight)
-
-    @property
-    def queued(self) -> int:
-        """Requests that wait to be sent."""
-        return len(self._pending.waiting)
 
     @property
     def state(self) -> str:
@@ -129,10 +109,6 @@ class WorkerClient(WorkerPort):
     def refuse(self) -> None:
         """Fail everything that is asked, now and from now on: the mount is going down."""
         self._pending.refuse()
-
-    def oldest_age(self) -> float:
-        """Seconds since the oldest unanswered request was first made; 0 without one."""
-        return self._pending.oldest_age()
 
     # The supervisor.
 
@@ -179,7 +155,7 @@ class WorkerClient(WorkerPort):
     @property
     def _wanted(self) -> bool:
         """Whether a process is needed; what was written and may be lost needs one unasked."""
-        return bool(self._pending.waiting) or self._pending.in_doubt
+        return bool(self._pending.waiting) or self._pending.fence.in_doubt
 
     async def _until_fenced(self) -> None:
         """Wait for the end of a process that hangs, if it may still write, and the next could."""
@@ -274,24 +250,8 @@ class WorkerClient(WorkerPort):
 
         Returns False where the process ended first.
         """
-        sock = process.sock
-        header = protocol.request_header(Op.OPEN, 0)
-        try:
-            protocol.send(sock, header, protocol.encode(self._config_now), fd=self._secret)
-            await trio.lowlevel.wait_readable(sock)
-            packet, fd = protocol.receive(sock)
-        except (OSError, *protocol.GARBLED):
-            return False
-        if not packet:
-            return False
-        try:
-            status = protocol.REPLY.unpack_from(packet)[3]
-            body = protocol.body_of(packet, protocol.REPLY.size, fd)
-            if status:
-                raise protocol.decode_error(body, status)
-            identities = protocol.decode_identities(body)
-        except protocol.GARBLED as error:
-            log.error("worker of %s: its first answer makes no sense: %s", self.name, error)
+        identities = await open_chain(self.name, process.sock, self._config_now, self._secret)
+        if identities is None:
             return False
         self._look_at_base(identities)
         self._opened(identities)
@@ -300,7 +260,7 @@ class WorkerClient(WorkerPort):
     def _look_at_base(self, identities: Sequence[LinkIdentity]) -> None:
         """See to it that nothing in doubt is written to another disk than the one it was for."""
         base, found = self._base, identities[0] if identities else None
-        if self._pending.in_doubt and base is not None:
+        if self._pending.fence.in_doubt and base is not None:
             change = base.replaced_by(found) if found is not None else "it is gone"
             if change:
                 self._pending.fail_writes(
@@ -326,7 +286,7 @@ class WorkerClient(WorkerPort):
                 )
             )
         self.counters.rewritten += len(kept)
-        pending.settle()
+        pending.fence.settle()
         return True
 
     async def _receive(self, sock: socket.socket) -> str:
@@ -367,13 +327,15 @@ class WorkerClient(WorkerPort):
     def _may_end(self) -> bool:
         """Say whether the idle process may end. What it has written is flushed before.
 
-        The process of the built-in engine holds the lock that others who write are refused by, and
-        costs no session.
+        One that may write never does: it holds the lock that others who write are refused by, and
+        that keeps a virtual machine from starting on the disk.
         """
-        if self._pending.unflushed.dirty:
+        if self.write_failure is not None:
+            return True
+        dirty = self._pending.unflushed.dirty
+        if dirty:
             self._flush_behind()
-            return False
-        if self._config_now.writable and not self.config.uses_library:
+        if dirty or self.config.writable:
             self._pending.last_activity = trio.current_time()
             return False
         return True
@@ -403,7 +365,7 @@ class WorkerClient(WorkerPort):
         """
         pending = self._pending
         lost_lock = error.errno == errno.EROFS and self._base is not None
-        if pending.in_doubt or lost_lock:
+        if pending.fence.in_doubt or lost_lock:
             pending.fail_writes(error)
         if not lost_lock:
             pending.fail_all(error)
@@ -419,7 +381,7 @@ class WorkerClient(WorkerPort):
         await process.reap(math.inf)
         self._hanging -= 1
         if not self._hanging:
-            self._pending.hanging_since = math.inf
+            self._pending.fence.gone()
         self._reaped.set()
         for free in freed:
             free()

@@ -2,11 +2,6 @@
 
 Requests are sent in the order in which they were asked, at most MAX_IN_FLIGHT at a time. Everything
 here runs on the trio thread, and nothing in it waits.
-
-A write that was under way when its process was lost is *in doubt*, and so is one that was answered
-and not flushed, where the process had it: it may be on the disk, or come late. What is to become of
-them is settled when that process is gone and the next has opened the base to be written. If that
-takes longer than ``fence_timeout``, nothing is written any more (``fail_writes``).
 """
 
 import collections
@@ -23,6 +18,7 @@ from typing import Final
 import trio
 
 from vddkfs.engines import protocol
+from vddkfs.engines.fence import Fence
 from vddkfs.engines.requests import (
     Counters,
     FlushCall,
@@ -80,11 +76,7 @@ class Pending:
         """Set while a session of the server is waited for: nothing is given up for that."""
         self._excused_since = 0.0
         self.unflushed = Unflushed(keeps=writes_late)
-        self.write_failure: VddkfsError | None = None
-        """Why nothing is written any more: what was written may be lost."""
-        self.hanging_since = math.inf
-        """Since when a process that was killed is not gone; it has the base open."""
-        self._doubt_since = math.inf
+        self.fence = Fence(name, patience)
         self._held_back: collections.deque[WriteRequest] = collections.deque()
         """Writes that wait until less is unflushed."""
 
@@ -119,8 +111,8 @@ class Pending:
 
     def _stopped(self, request: Request) -> bool:
         """Say whether *request* may not be sent (yet), and see to it then."""
-        if self.write_failure is not None:
-            request.finish(self.write_failure, b"", -1)
+        if self.fence.failure is not None:
+            request.finish(self.fence.failure, b"", -1)
             return True
         if self.unflushed.full and isinstance(request, WriteRequest):
             self._held_back.append(request)
@@ -302,24 +294,15 @@ class Pending:
                 request.losses = int(request.most_losses)
         return bool(late)
 
-    @property
-    def in_doubt(self) -> bool:
-        """Whether it is open what became of a write."""
-        return self._doubt_since < math.inf
-
-    def settle(self) -> None:
-        """Doubt nothing any more: what may be lost is written again, or about to be."""
-        self._doubt_since = math.inf
-
     def fail_writes(self, error: VddkfsError) -> None:
         """Write nothing any more: what was written may be lost, as *error* says."""
-        if self.write_failure is not None:
+        if self.fence.failure is not None:
             return
-        self.write_failure = error
+        self.fence.failure = error
         log.error("%s: nothing is written any more: %s", self.name, error)
         self.note(str(error))
         self.unflushed.clear()
-        self.settle()
+        self.fence.settle()
         failed = [request for request in self.waiting if request.writes]
         failed += self._held_back
         self.waiting = collections.deque(r for r in self.waiting if not r.writes)
@@ -327,37 +310,13 @@ class Pending:
         for request in failed:
             request.finish(error, b"", -1)
 
-    def _mind_fence(self, now: float) -> None:
-        """Fail the writes if what is in doubt, or who waits for a hanging process, waits too long.
-
-        A process that waits for a session of the server is no reason: the one before it is gone.
-        """
-        if self.write_failure is not None or (self.excused and self.hanging_since == math.inf):
-            return
-        since = self._doubt_since
-        if self.hanging_since < math.inf:
-            born = (request.born for request in self.waiting if request.writes)
-            since = min([since, *(max(one, self.hanging_since) for one in born)])
-        patience = self._patience.fence_timeout
-        if now - since <= patience:
-            return
-        if self.hanging_since < math.inf:
-            told = "a process that had the disk open cannot be ended, and may still write to it"
-        else:
-            told = "a process was lost, and no other has opened the disk to be written since"
-        self.fail_writes(
-            WorkerFailed(
-                f"{self.name}: no proof within {patience:g} s that nothing is written late: {told}",
-                cause=self.last_errors[-1] if self.last_errors else "",
-                advice="mount again, and write everything since the last good flush once more",
-                errno=errno.EIO,
-            )
-        )
-
     def expire(self) -> None:
         """Give up what has waited longer than the retry budget, and writes earlier than that."""
         now = trio.current_time()
-        self._mind_fence(now)
+        late = self.fence.overdue(now, self.waiting, self.excused)
+        if late is not None:
+            late.cause = self.last_errors[-1] if self.last_errors else ""
+            self.fail_writes(late)
         if self.excused:
             return
         waiting = list(self.waiting)
@@ -377,10 +336,9 @@ class Pending:
         now = trio.current_time()
         lost = list(self.in_flight.values())
         if hanging:
-            self.hanging_since = min(self.hanging_since, now)
-        wrote = any(isinstance(request, WriteRequest) for request in lost)
-        if self.write_failure is None and (wrote or self.unflushed.at_risk):
-            self._doubt_since = min(self._doubt_since, now)
+            self.fence.hang(now)
+        if self.unflushed.at_risk or any(isinstance(request, WriteRequest) for request in lost):
+            self.fence.doubt(now)
         self.in_flight.clear()
         freed, self._doubtful = self._doubtful, []
         if not hanging:
@@ -393,8 +351,8 @@ class Pending:
             if hanging:
                 movable, free = request.move()
                 freed.append(free)
-            if request.writes and self.write_failure is not None:
-                request.finish(self.write_failure, b"", -1)
+            if request.writes and self.fence.failure is not None:
+                request.finish(self.fence.failure, b"", -1)
             elif movable and request.again and request.losses < request.most_losses:
                 self.counters.resent += 1
                 request.losses += 1

@@ -37,6 +37,7 @@ class PooledEngine:
         self._lock = threading.Condition()
         self._threads = 0
         self._busy = 0
+        self._flushes = 0
 
     def start_read(
         self, image: int, sector: int, count: int, into: memoryview, direct: bool, done: Done
@@ -58,7 +59,16 @@ class PooledEngine:
 
     def start_flush(self, done: Done) -> None:
         """Have a thread flush what was written until now."""
-        self._start(self._engine.flush, (), done)
+        with self._lock:
+            self._flushes += 1
+        self._start(self._flush, (), done)
+
+    def _flush(self) -> None:
+        try:
+            self._engine.flush()
+        finally:
+            with self._lock:
+                self._flushes -= 1
 
     def _start(self, call: Callable[..., None], arguments: tuple[Any, ...], done: Done) -> None:
         with self._lock:
@@ -69,9 +79,13 @@ class PooledEngine:
         self._queue.put((call, arguments, done))
 
     def drain(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until no read and no write is under way.
+
+        Not for a flush: it may take minutes, and all that is asked meanwhile would wait behind it.
+        It needs no memory of the daemon's, and minds no look at the files.
+        """
         with self._lock:
-            self._lock.wait_for(lambda: self._busy == 0)
+            self._lock.wait_for(lambda: self._busy == self._flushes)
 
     def _run(self) -> None:
         while True:
@@ -129,5 +143,7 @@ class PooledEngine:
         return self._engine.renew()
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the engine, when nothing is under way any more."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._busy == 0)
         self._engine.close()

@@ -4,7 +4,8 @@
 """
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import trio
@@ -16,6 +17,7 @@ from vddkfs.engines.pending import Pending
 from vddkfs.engines.protocol import MapQuery, Op
 from vddkfs.engines.requests import (
     Call,
+    Counters,
     FlushCall,
     Loan,
     MapCall,
@@ -56,12 +58,38 @@ class WorkerPort:
         What was written since the last good flush may be lost then. Reads go on, by processes that
         open the disk for reading alone.
         """
-        return self._pending.write_failure
+        return self._pending.fence.failure
 
     @property
     def _config_now(self) -> EngineConfig:
         """What the next process opens."""
         return read_only(self.config) if self.write_failure is not None else self.config
+
+    # What status tells.
+
+    @property
+    def counters(self) -> Counters:
+        """What happened since the mount began."""
+        return self._pending.counters
+
+    @property
+    def last_errors(self) -> Sequence[str]:
+        """The last errors, with the time of day."""
+        return self._pending.last_errors
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the process has and has not answered."""
+        return len(self._pending.in_flight)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait to be sent."""
+        return len(self._pending.waiting)
+
+    def oldest_age(self) -> float:
+        """Seconds since the oldest unanswered request was first made; 0 without one."""
+        return self._pending.oldest_age()
 
     # What the cache asks.
 
@@ -82,6 +110,8 @@ class WorkerPort:
         self._pending.submit(request)
 
     def _written(self, request: WriteRequest) -> None:
+        if self.write_failure is not None:
+            return
         unflushed = self._pending.unflushed
         unflushed.add(request.sector, request.data)
         if unflushed.much:
@@ -102,9 +132,11 @@ class WorkerPort:
             await call.wait()
 
     def _flush_call(self) -> FlushCall:
-        # A disk may have minutes of writes to do: longer than one read or write may take.
+        # A disk may have minutes of writes to do, and for as long a process cannot be ended: the
+        # kernel is not to be hurried. Whether it hangs is seen by the reads and writes beside.
+        seconds = self._patience.open_timeout if self.config.uses_library else math.inf
         mark = self._pending.unflushed.mark()
-        return FlushCall(self._patience.open_timeout, lambda error: self._flushed(mark, error))
+        return FlushCall(seconds, lambda error: self._flushed(mark, error))
 
     def _flushed(self, mark: int, error: VddkfsError | None) -> None:
         self._flushing = False

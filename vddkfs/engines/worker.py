@@ -3,7 +3,7 @@
 Started as ``python -I -m vddkfs.engines.worker SOCKET_FD PARENT_PID``. The main thread receives,
 and makes every call of the engine. A read, a write or a flush ends when the engine says so: at
 once, or from another thread, the built-in engine's pool or the library's own (see ``pool`` and
-``vddk.engine``). What opens, closes or looks again waits until nothing is under way. An
+``vddk.engine``). What opens, closes or looks again waits for them (see ``AsyncEngine.drain``). An
 engine may have a quicker way to receive and serve reads (see ``vddk.fast``); the worker sees the
 other packets then.
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 from vddkfs.errors import VddkfsError
-
-import pyfuse3  # isort: skip  (after vddkfs.fuse.session, which loads the C module below it)
+from vddkfs.fuse.session import pyfuse3
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,8 @@ from typing import Final
 import trio
 
 from vddkfs.fuse import session
+from vddkfs.fuse.session import pyfuse3
 from vddkfs.fuse.tree import Tree, Window
-
-import pyfuse3  # isort: skip  (after vddkfs.fuse.session, which loads the C module below it)
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,9 @@ from vddkfs.fuse.complaints import Complaints
 from vddkfs.fuse.guard import file_errno, guarded
 from vddkfs.fuse.read_only import ReadOnly
 from vddkfs.fuse.served import Served
+from vddkfs.fuse.session import pyfuse3
 from vddkfs.fuse.tree import Folder, Node, Text, Tree, Window
 from vddkfs.options import MountOptions
-
-import pyfuse3  # isort: skip  (after vddkfs.fuse.session, which loads the C module below it)
 
 log = logging.getLogger(__name__)
 
@@ -181,9 +180,9 @@ class Operations(ReadOnly):
         node = self._node(inode)
         write = flags & os.O_ACCMODE != os.O_RDONLY
         number = self._new_handle()
+        if write and not isinstance(node, Window):
+            raise pyfuse3.FUSEError(errno.EROFS)
         if isinstance(node, Text):
-            if write:
-                raise pyfuse3.FUSEError(errno.EROFS)
             content = await node.render()
             node.size = len(content)
             self._handles[number] = content

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Awaitable, Callable
 
-import pyfuse3  # isort: skip  (after vddkfs.fuse.session, which loads the C module below it)
+from vddkfs.fuse.session import pyfuse3
 
 
 class ReadOnly(pyfuse3.Operations):

@@ -1,6 +1,6 @@
 """The FUSE session: the C module below pyfuse3, SEEK_DATA and SEEK_HOLE, and the kernel's queue.
 
-Imported before anything imports pyfuse3: the C module has to be in the process first.
+The C module has to be in the process before pyfuse3: whoever needs that has it from here.
 """
 
 import errno
@@ -46,7 +46,7 @@ def _load_hooks() -> Any:
 
 _hooks = _load_hooks()
 
-import pyfuse3  # noqa: E402  (the C module has to be loaded first)
+import pyfuse3 as pyfuse3  # noqa: E402  (the C module has to be loaded first)
 
 Seek = Callable[[int, int, int], Awaitable[int]]
 """(inode, offset, whence) to the offset found; raises pyfuse3.FUSEError."""

@@ -1,5 +1,6 @@
 """What is shown, exported and discarded of an overlay, also while a mount has it."""
 
+import json
 import os
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_export(tmp_path: Path) -> None:
     overlay.close()
     folder = str(tmp_path / "o")
     assert tuple(manage.extents(folder, "a/0")) == EXTENTS
-    assert manage.as_json(folder, "a/0") == {
+    assert json.loads("".join(manage.as_json(folder, "a/0"))) == {
         "image": "a/0",
         "capacity": CAPACITY,
         "block": BLOCK,

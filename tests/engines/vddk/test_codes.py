@@ -96,3 +96,22 @@ def test_how_it_reads_and_crosses_to_the_daemon() -> None:
     assert there.retry == "later"
     assert there.errno == errno.EIO
     assert "gone" in there.cause
+
+
+@pytest.mark.parametrize("number", [1, 16002, 13])
+def test_k04_what_the_library_says_of_a_protected_medium_counts(number: int) -> None:
+    """Whatever code comes with it: no other worker would write it by the same way."""
+    error = error_from(number, "VixDiskLib_Write", "The media is write protected")
+    assert error.errno == errno.EROFS
+    assert error.retry_class is RetryClass.NEVER
+    assert "write-protected" in error.message
+    assert "transports=" in error.advice
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(8, errno.ENOSPC), (11, errno.EROFS), (15, errno.EBUSY)]
+)
+def test_what_writers_meet_has_an_errno_and_advice(number: int, expected: int) -> None:
+    error = error_from(number, "VixDiskLib_Write")
+    assert error.errno == expected
+    assert error.advice

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from tests.engines.vddk.workers import LEAF, SCSI, configured
+from tests.engines.vddk.workers import LEAF, MIDDLE, SCSI, configured
 from tests.engines.vddk.writers import WRITTEN, WRITTEN_BASE, WRITTEN_LOCAL, Writer, pieces
 from tests.simulator.disks import SECTORS, noise, raw, write_behind
 from tests.simulator.kit import Kit, until
@@ -281,3 +281,51 @@ def test_a_lock_that_lingers_is_waited_for(kit: Kit, writers: Writers) -> None:
     writer = until(lambda: _opened(writers, kit), what="the lock")
     writer.write(128, noise("new", 4096))
     assert writer.read(128, 8) == noise("new", 4096)
+
+
+# A restore: the base is written below links that are read.
+
+
+@pytest.mark.parametrize("transport", ["san", "hotadd"])
+def test_the_base_is_written_below_links_that_another_worker_reads(
+    transport: str, kit: Kit, writers: Writers, contents: Callable[[str], bytes]
+) -> None:
+    kit.configure(FILES, "unavailable = fail")
+    used = {"transports": (transport,)}
+    other = {"tmp_directory": str(kit.path / "other")}
+    above = writers(SCSI)
+    above.open(configured(kit, MIDDLE, LEAF, **used, **other))
+    base = contents(WRITTEN_BASE.path)
+    middle = contents(MIDDLE.path)
+    same = [n for n in range(SECTORS) if _sector(base, n) == _sector(middle, n)]
+    hole = next(n for n in same if not any(_sector(base, n)))
+    data = next(n for n in same if any(_sector(base, n)))
+    above.read(0, SECTORS)
+
+    writer = writers(SCSI)
+    writer.open(configured(kit, WRITTEN_BASE, **used))
+    for sector in (hole, data):
+        writer.write(sector, noise(sector, SECTOR))
+    writer.flush()
+    above.renew()
+    for sector in (hole, data):
+        assert above.read(sector, 1) == noise(sector, SECTOR)
+    assert writer.stop() == 0
+    assert above.stop() == 0
+    assert not kit.events("attach") or len(kit.events("detach")) == len(kit.events("attach"))
+
+
+def test_over_the_network_the_links_above_do_not_fit_any_more(kit: Kit, writers: Writers) -> None:
+    """The host gives the base another content id at the first write, as to any disk."""
+    above = writers()
+    above.open(configured(kit, MIDDLE, tmp_directory=str(kit.path / "other")))
+    writer = writers()
+    writer.open(configured(kit, WRITTEN_BASE))
+    writer.write(0, noise("base", SECTOR))
+    above.read(0, 1)
+    with pytest.raises(EngineError, match="parent and child do not fit"):
+        above.renew()
+
+
+def _sector(content: bytes, number: int) -> bytes:
+    return content[number * SECTOR : (number + 1) * SECTOR]

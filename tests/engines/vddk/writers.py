@@ -4,7 +4,6 @@ import msgspec
 
 from tests.engines.vddk.workers import BASE, LOCAL, PLAIN, Worker
 from tests.simulator.disks import noise
-from tests.simulator.kit import Kit
 from vddkfs.engines import protocol
 from vddkfs.engines.base import SECTOR, EngineReport
 from vddkfs.engines.config import VddkImage
@@ -24,39 +23,9 @@ from vddkfs.engines.vddk.library import Library
 Library.has = lambda self, name, before=Library.has: name != "Flush" and before(self, name)
 """
 
-_SERVES = """
-from vddkfs.engines import protocol as _protocol, worker as _worker
-
-def _call(self, packet, fd, before=_worker.Worker._call):
-    op, _, _, count, number, sector, chunk, offset = _protocol.REQUEST.unpack_from(packet)
-
-    def done(error):
-        if error is None:
-            self._reply(op, 0, number)
-        else:
-            self._fail(op, number, error)
-
-    if op == _protocol.Op.WRITE:
-        area = self._chunks[chunk][1][offset : offset + 512 * count]
-        self._engine.start_write(sector, area, done)
-    elif op == _protocol.Op.WRITE_AGAIN:
-        body = _protocol.body_of(packet, _protocol.REQUEST.size, fd)
-        self._engine.start_write(sector, memoryview(body), done)
-    elif op == _protocol.Op.FLUSH:
-        self._engine.start_flush(done)
-    else:
-        before(self, packet, fd)
-
-_worker.Worker._call = _call
-"""
-"""The engine's two calls behind the protocol's, whatever else the worker does with those."""
-
 
 class Writer(Worker):
     """A worker that writes from byte *at* of its chunk, a place that is the caller's to choose."""
-
-    def __init__(self, kit: Kit, patch: str = "") -> None:
-        super().__init__(kit, _SERVES + patch)
 
     def begin_write(self, sector: int, data: bytes, at: int = 0) -> int:
         """Ask for a write, do not wait, and return its id."""

@@ -7,6 +7,7 @@
 A fork is made under another name and then renamed, so that one that is there is whole.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -212,6 +213,7 @@ def take_lock(files: Files, folder: str) -> int:
             raise OverlayError(
                 f"{printable(folder)}: another mount is using it",
                 advice="unmount that, or name another folder",
+                errno=errno.EBUSY,
             ) from None
         except BaseException:
             files.close(fd)

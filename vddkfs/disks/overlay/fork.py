@@ -35,9 +35,12 @@ class Fork:
         """Make the files of an empty fork in the folder, which is there and empty."""
         self._store.create()
 
-    def open(self) -> bool:
-        """Go on with what is there. Returns False if the fork was not closed the last time."""
-        return self._store.open()
+    def open(self, *, read_only: bool = False) -> bool:
+        """Go on with what is there. Returns False if the fork was not closed the last time.
+
+        *read_only*: nothing in the folder is changed, and nothing may be written.
+        """
+        return self._store.open(read_only=read_only)
 
     def flush(self) -> None:
         """Return when all that was written before is on the disk.

@@ -3,10 +3,14 @@
 Sizes and offsets in bytes.
 """
 
+import errno
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from typing import Any, Final
+from contextlib import contextmanager, suppress
+from typing import Final
 
 import msgspec
 
@@ -20,13 +24,24 @@ from vddkfs.disks.overlay.folder import (
     remove_tree,
     take_lock,
 )
+from vddkfs.disks.overlay.fork import Fork
 from vddkfs.disks.overlay.journal import Journal
-from vddkfs.disks.overlay.source import ForkFile, OverlayFile, SourceDisk, read_document
+from vddkfs.disks.overlay.source import (
+    ForkFile,
+    OverlayFile,
+    SourceDisk,
+    image_name,
+    read_document,
+)
+from vddkfs.disks.overlay.space import Limits
 from vddkfs.disks.overlay.table import BLOCK, BlockMap
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import OverlayError
 
 _TRIES: Final = 3
+_DISK: Final = "/disk.raw"
+"""The name of a disk's last image in a mount, which has another one too."""
+_IMAGE: Final = re.compile(r"(.+)/chain/(\d{1,9})\.raw", re.DOTALL)
 
 
 class ForkSummary(msgspec.Struct, frozen=True):
@@ -67,6 +82,11 @@ def show(folder: str) -> Summary:
     return Summary(folder, document.created, _in_use(files, folder), document.source, forks)
 
 
+def source_of(folder: str) -> tuple[SourceDisk, ...]:
+    """Return what the overlay *folder* belongs to. Raises OverlayError as ``show`` does."""
+    return _overlay(Files(), folder).source
+
+
 def extents(folder: str, name: str) -> Iterator[Extent]:
     """Return what the fork of image *name* has, in order, neighbours merged."""
     files = Files()
@@ -76,22 +96,89 @@ def extents(folder: str, name: str) -> Iterator[Extent]:
     return merged(found.changed(), document.capacity)
 
 
-def as_json(folder: str, name: str) -> dict[str, Any]:
-    """Return the changed extents of image *name*, for JSON."""
+def as_json(folder: str, name: str) -> Iterator[str]:
+    """Return the changed extents of image *name* as JSON, a line at a time: they may be millions.
+
+    Of a fork that a mount has open, that is what was there at its last flush.
+    """
     files = Files()
     _overlay(files, folder)
     path, document = _fork(files, folder, name)
     found, _ = _read(files, path, document)
-    return {
+    head: dict[str, str | int] = {
         "image": document.name,
         "capacity": document.capacity,
         "block": BLOCK,
         "changed_bytes": changed_bytes(found, document.capacity),
-        "extents": [
-            {"start": extent.offset, "length": extent.size, "zero": extent.zero}
-            for extent in merged(found.changed(), document.capacity)
-        ],
     }
+    return _json_lines(head, merged(found.changed(), document.capacity))
+
+
+def _json_lines(head: dict[str, str | int], extents: Iterator[Extent]) -> Iterator[str]:
+    between = json.dumps(head)[:-1] + ', "extents": ['
+    for extent in extents:
+        plain = {"start": extent.offset, "length": extent.size, "zero": extent.zero}
+        yield f"{between}\n{json.dumps(plain)}"
+        between = ","
+    yield f"{between}]}}\n" if between != "," else "\n]}\n"
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """A *fork*, open for reading: of the image of link *number* of the *disk*."""
+
+    fork: Fork
+    name: str
+    disk: SourceDisk
+    number: int
+
+
+@contextmanager
+def reading(folder: str, name: str) -> Iterator[Reading]:
+    """Open the fork of image *name*, and keep mounts away from the overlay meanwhile.
+
+    Nothing is changed. Raises OverlayError: in use, damaged, or no such image.
+    """
+    files = Files()
+    _overlay(files, folder)
+    with _held(files, folder):
+        path, of = _fork(files, folder, name)
+        disk, number = _image(folder, _overlay(files, folder), of.name)
+        fork = Fork(files, path, bytes.fromhex(of.ident), of.capacity, Limits())
+        fork.open(read_only=True)
+        try:
+            yield Reading(fork, of.name, disk, number)
+        finally:
+            fork.close()
+
+
+@contextmanager
+def _held(files: Files, folder: str) -> Iterator[None]:
+    try:
+        lock = take_lock(files, folder)
+    except OverlayError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise OverlayError(
+            f"{printable(folder)}: a mount is using it: what that has not flushed would be missing",
+            advice="unmount it, or copy the image's file from that mount",
+            errno=errno.EBUSY,
+        ) from None
+    try:
+        yield
+    finally:
+        files.close(lock)
+
+
+def _image(folder: str, document: OverlayFile, name: str) -> tuple[SourceDisk, int]:
+    """Return the disk of the image *name*, and the number of its link."""
+    found = _IMAGE.fullmatch(name)
+    for disk in document.source:
+        if found and disk.name == found[1] and int(found[2]) < len(disk.links):
+            return disk, int(found[2])
+    raise OverlayError(
+        f"{printable(folder)}: damaged: it does not say what {printable(name)} is an image of",
+        advice="the changed extents can be exported all the same: --format json",
+    )
 
 
 def discard(folder: str, name: str | None = None) -> None:
@@ -115,8 +202,9 @@ def discard(folder: str, name: str | None = None) -> None:
                 remove_tree(files, gone)
             return
         with told(folder, "discarding"):
-            # Without its mark, what is left after a crash is discarded again or built upon.
-            shutil.rmtree(os.path.join(folder, FORKS), ignore_errors=True)
+            # The mark goes last: until then what a crash left can be discarded again.
+            with suppress(FileNotFoundError):
+                shutil.rmtree(os.path.join(folder, FORKS))
             files.remove(mark)
             files.sync_folder(folder)
     finally:
@@ -140,7 +228,12 @@ def _no_overlay(folder: str) -> OverlayError:
 
 
 def _fork(files: Files, folder: str, name: str) -> tuple[str, ForkFile]:
+    """Return the fork of image *name*; DISK/disk.raw is the last image of DISK."""
     known = forks_in(files, folder)
+    if name.endswith(_DISK):
+        last = {each.name: len(each.links) - 1 for each in _overlay(files, folder).source}
+        disk = name.removesuffix(_DISK)
+        name = image_name(disk, last[disk]) if disk in last else name
     for path, document in known:
         if document.name == name:
             return path, document
@@ -195,6 +288,6 @@ def _read(files: Files, path: str, document: ForkFile) -> tuple[BlockMap, bool]:
 def _in_use(files: Files, folder: str) -> bool:
     try:
         files.close(take_lock(files, folder))
-    except OverlayError:
-        return True
+    except OverlayError as error:
+        return error.errno == errno.EBUSY
     return False

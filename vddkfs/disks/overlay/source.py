@@ -44,6 +44,11 @@ class SourceDisk(msgspec.Struct, frozen=True):
         return ""
 
 
+def image_name(disk: str, number: int) -> str:
+    """Return what the fork of the image of link *number* of *disk* is called: as its file is."""
+    return f"{disk}/chain/{number}.raw"
+
+
 class OverlayFile(msgspec.Struct, frozen=True):
     """``overlay.json``: *created* in seconds since 1970; *ident* is hexadecimal."""
 

@@ -102,17 +102,18 @@ class Segments:
         self._dirty: set[int] = set()
         self.size = 0
 
-    def open(self) -> None:
+    def open(self, *, read_only: bool = False) -> None:
         """Open the segments that are there. Raises OverlayError."""
         with told(self._folder, "reading"):
             count = sum(name.startswith("segment-") for name in self._files.names(self._folder))
         for number in range(count):
             with told(self._name(number), "opening"):
-                self._fds.append(self._files.open(self._name(number)))
+                self._fds.append(self._files.open(self._name(number), read_only=read_only))
                 size = min(self._files.size(self._fds[-1]) // BLOCK, self._each)
             self.size = number * self._each + size
-        # A killed process may have made them longer just before.
-        self._dirty.update(range(count))
+        if not read_only:
+            # A killed process may have made them longer just before.
+            self._dirty.update(range(count))
 
     def close(self) -> None:
         """Close the descriptors."""

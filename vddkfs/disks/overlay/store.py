@@ -41,6 +41,7 @@ class Store:
         self.folder = folder
         self._limits = limits
         self.map = BlockMap()
+        self._read_only = False
         self._segments = Segments(files, folder, limits)
         self._journal = Journal(files, folder, ident, capacity, limits.log_room)
         self._lost = ""
@@ -69,11 +70,15 @@ class Store:
             self._close_files()
             raise
 
-    def open(self) -> bool:
-        """Go on with what is there. Returns False if the fork was not closed the last time."""
+    def open(self, *, read_only: bool = False) -> bool:
+        """Go on with what is there. Returns False if the fork was not closed the last time.
+
+        *read_only*: nothing in the folder is changed, and nothing may be written.
+        """
+        self._read_only = read_only
         try:
-            self._segments.open()
-            self._journal.open(self.map.set)
+            self._segments.open(read_only=read_only)
+            self._journal.open(self.map.set, read_only=read_only)
             runs = (run for leaf in self.map.changed() for run in leaf if run.place != ZERO)
             free, wrong = unused(self._segments.size, ((run.place, run.blocks) for run in runs))
             if wrong is not None:
@@ -82,8 +87,9 @@ class Store:
                     f"{wrong[0]}, which is used twice or beyond the end of the segments",
                     advice=ADVICE,
                 )
-            self._free.add(free)
-            self._reserve(0, patient=True)
+            if not read_only:
+                self._free.add(free)
+                self._reserve(0, patient=True)
         except BaseException:
             self._close_files()
             raise
@@ -91,6 +97,9 @@ class Store:
 
     def close(self) -> None:
         """Flush, and close the files. They are closed also if that fails."""
+        if self._read_only:
+            self._close_files()
+            return
         try:
             self.flush()
             with self._commit_lock:

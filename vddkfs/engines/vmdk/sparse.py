@@ -143,6 +143,32 @@ def parse_header(raw: bytes, path: str, file_bytes: int) -> SparseHeader:
     )
 
 
+def build_header(
+    *, capacity: int, grain: int, descriptor_sectors: int, spare: int, directory: int, lowest: int
+) -> bytes:
+    """Return the header of a new extent, not compressed, with two directories.
+
+    Its descriptor, of *descriptor_sectors*, follows it; *lowest* is where grains begin.
+    """
+    head = _LAYOUT.pack(
+        MAGIC,
+        1,
+        _FLAG_NEWLINES | _FLAG_REDUNDANT,
+        capacity,
+        grain,
+        1,
+        descriptor_sectors,
+        ENTRIES_PER_TABLE,
+        spare,
+        directory,
+        lowest,
+        0,
+        _NEWLINES,
+        0,
+    )
+    return head.ljust(HEADER_BYTES, b"\0")
+
+
 def with_footer(header: SparseHeader, end: bytes, path: str, file_bytes: int) -> SparseHeader:
     """Return *header* with the directory of the footer, which is in *end*.
 

@@ -84,13 +84,16 @@ class BaseWriter:
             raise
 
     def prove(self) -> None:
-        """See to it that the disk takes writes: the first sector is written as it is, and flushed.
+        """See to it that the disk takes writes: the first sector is written as it is.
 
-        That changes no byte. Where a sparse file has no place for it there is nothing to write; its
-        files are open for writing all the same. Raises EngineError.
+        That changes no byte. Where a sparse file has no place for it there is nothing to write: its
+        files are open for writing all the same. It is not waited for, because the kernel may have
+        much to write of a process that was killed; the next flush waits for that. Raises
+        EngineError.
         """
         self._writers[0].prove()
-        self.flush()
+        for file in self._files.values():
+            file.suspect()
 
     def write(self, sector: int, data: memoryview) -> None:
         """Write *data*, whole sectors, from *sector* on.

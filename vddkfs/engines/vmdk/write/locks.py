@@ -22,6 +22,7 @@ from typing import Final
 from vddkfs.engines.base import LinkInfo
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.engines.vmdk.write.writable import refusal
+from vddkfs.errors import VddkfsError
 
 _DOES: Final = 100
 _FORBIDS: Final = 200
@@ -111,6 +112,23 @@ def lock_to_read(info: LinkInfo, tell: Tell) -> Locks:
             )
             break
     return locks
+
+
+def writer_of(info: LinkInfo) -> str:
+    """Say who has a file of the link *info* open to write it, "" where that is not to be seen."""
+    files = _files(info)
+    locks = Locks()
+    try:
+        _refuse_if_vmware_holds(files)
+        for path in files:
+            fd = locks.open(path)
+            if fd >= 0 and any(_held(fd, byte) for byte in _WRITERS):
+                return f"{printable(path)}: another process has it open for writing"
+    except VddkfsError as error:
+        return error.message
+    finally:
+        locks.close()
+    return ""
 
 
 def _files(info: LinkInfo) -> Sequence[str]:

@@ -46,8 +46,7 @@ class WritableFile:
         self.path = path
         self.link = link
         self._loss = loss
-        # The kernel may still have what a process before this one wrote.
-        self._dirty = True
+        self._dirty = False
         self._sync_lock = threading.Lock()
 
     def write(self, data: bytes | memoryview, offset: int, sector: int) -> None:
@@ -92,14 +91,16 @@ class WritableFile:
             ) from error
         return bytes(parts)
 
+    def suspect(self) -> None:
+        """Have the next ``sync`` look: a process before this one may have written."""
+        self._dirty = True
+
     def size(self) -> int:
         """Return how many bytes the file has now."""
         return os.fstat(self.fd).st_size
 
     def sync(self) -> None:
-        """Return when all that was written before is on the disk, also by others before this.
-
-        Does nothing if nothing was written since the last time.
+        """Return when all that was written before is on the disk. Does nothing if nothing was.
 
         One caller at a time: of two fdatasync at once only one would be told of a failure.
         """
