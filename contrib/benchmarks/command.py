@@ -42,7 +42,7 @@ DESCRIPTION: Final = """\
 Measure vddkfs against qemu-storage-daemon, nbdfuse and a stub, and hold the figures against the
 goals. Every round goes through all systems, one after the other; the first round only warms up.
 README.md in this folder tells how to read the figures. `run formats` measures all formats,
-`run remote` disks of a server; `run formats --help` and `run remote --help` tell more.
+`run remote` disks of a server, `run writes` writing; each tells more with --help.
 """
 ROOT: Final = Path(__file__).resolve().parents[2]
 

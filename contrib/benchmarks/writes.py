@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +43,8 @@ WORKS: Final = ("lan", "overlay-reads", "overlay-writes")
 FULL_PACE: Final = Pace(random=3, ramp=1)
 _LAN: Final = ("vddkfs", LIMIT, *PEERS)
 _LIMIT_SECONDS: Final = 2.0
-_SMALL_SPARE: Final = 1 * GIB
+_SPARE: Final = 1 * GIB
+"""Free space that is wanted besides the disks and what is written."""
 _DISK: Final = "local"
 
 
@@ -163,7 +164,7 @@ class WritesBench:
                         self.figures.add(name, "vddkfs", mine[metric] / value)
 
     @contextlib.contextmanager
-    def _noting(self, where: str, number: int) -> Any:
+    def _noting(self, where: str, number: int) -> Iterator[None]:
         """Note what fails in the block, and what it leaves behind."""
         say(f"{where}: {f'round {number} of {self.rounds}' if number else 'warm-up'}")
         try:
@@ -249,9 +250,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     work, size = arguments.work.resolve(), arguments.size * MIB
     begun = time.monotonic()
     with supervised(work) as mounts, contextlib.ExitStack() as stack:
-        # The overlay rewrites nothing, and the local disk is there once.
-        _check_space(work, 2 * size + _SMALL_SPARE, "--work")
-        _check_space(arguments.memory, size + _SMALL_SPARE, "--memory")
+        _check_space(work, 2 * size + _SPARE, "--work")
+        _check_space(arguments.memory, size + _SPARE, "--memory")
         memory = arguments.memory.resolve() / "vddkfs-benchmark-site"
         site = Site(work / "writes-site", SiteSizes(large=size, many=0), memory)
         stack.callback(site.remove)

@@ -1,9 +1,11 @@
 """The goals of ``run writes``. What counts is the ratio of each round, and of those the median."""
 
+from typing import Final
+
 from benchmarks.figures import METRICS, Figures, Goal
 from benchmarks.writes_metrics import LIMIT, PEERS, READS, STUB
 
-MOST_TIME = 1.05
+MOST_TIME: Final = 1.05
 """How much time a read may take with an overlay, to that without."""
 
 
