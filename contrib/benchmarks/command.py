@@ -42,7 +42,7 @@ DESCRIPTION: Final = """\
 Measure vddkfs against qemu-storage-daemon, nbdfuse and a stub, and hold the figures against the
 goals. Every round goes through all systems, one after the other; the first round only warms up.
 README.md in this folder tells how to read the figures. `run formats` measures all formats,
-`run remote` disks of a server; `run formats --help` and `run remote --help` tell more.
+`run remote` disks of a server, `run writes` writing; each tells more with --help.
 """
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -123,6 +123,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def look_whether_idle() -> dict[str, Any]:
+    """Return what ``idleness`` finds, and say so if the machine is not idle."""
+    idle = idleness()
+    if not idle["idle"]:
+        say(f"The machine is NOT IDLE ({idle['busy_percent']} % busy): the figures are noise.")
+        for one in idle["busiest"]:
+            say(f"  {one['percent_of_a_cpu']:3} % of a CPU: {one['command']}")
+    return idle
+
+
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     names = sorted({name for named in WORKS.values() for name in named} | set(WORKS))
     parser = argparse.ArgumentParser(
@@ -177,11 +187,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     missing = missing_tools()
     if missing:
         raise BenchmarkError(missing)
-    idle = idleness()
-    if not idle["idle"]:
-        say(f"The machine is NOT IDLE ({idle['busy_percent']} % busy): the figures are noise.")
-        for one in idle["busiest"]:
-            say(f"  {one['percent_of_a_cpu']:3} % of a CPU: {one['command']}")
+    idle = look_whether_idle()
     sizes, pace = (QUICK, QUICK_PACE) if arguments.quick else (FULL, FULL_PACE)
     work = arguments.work.resolve()
     begun = time.monotonic()

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from benchmarks.formats_metrics import FORMATS_METRICS
 from benchmarks.metric import Metric
+from benchmarks.writes_metrics import WRITES_METRICS
 
 MIB: Final = 1024 * 1024
 REMOTE_DEPTHS: Final = (1, 16, 64)
@@ -101,6 +102,7 @@ METRICS: Final = {
     "remote.many.median": Metric("remote-many", "one disk, from open to end: median", "s"),
     "remote.many.longest": Metric("remote-many", "the same: longest", "s", combine=max),
     "remote.many.mib": Metric("remote-many", "size of a disk", "MiB"),
+    **WRITES_METRICS,
 }
 
 

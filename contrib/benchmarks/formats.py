@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import formats_works, works
-from benchmarks.command import ROOT, carry_out, present, say
+from benchmarks.command import ROOT, carry_out, look_whether_idle, present, say
 from benchmarks.figures import Figures, as_json
 from benchmarks.formats_goals import goals
 from benchmarks.formats_material import FormatStore, sizes_of
 from benchmarks.formats_metrics import CHAINS, FORMATS, HUGE
-from benchmarks.machine import describe, idleness, missing_tools
+from benchmarks.machine import describe, missing_tools
 from benchmarks.material import MIB, Material, kept_in_memory, resident, warm
 from benchmarks.processes import BenchmarkError, end_all, supervised
 from benchmarks.systems import SYSTEMS, System
@@ -178,11 +178,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     missing = missing_tools()
     if missing:
         raise BenchmarkError(missing)
-    idle = idleness()
-    if not idle["idle"]:
-        say(f"The machine is NOT IDLE ({idle['busy_percent']} % busy): the figures are noise.")
-        for one in idle["busiest"]:
-            say(f"  {one['percent_of_a_cpu']:3} % of a CPU: {one['command']}")
+    idle = look_whether_idle()
     work = arguments.work.resolve()
     sizes = sizes_of(arguments.size * MIB, quick=arguments.quick)
     begun = time.monotonic()

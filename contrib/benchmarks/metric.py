@@ -15,3 +15,5 @@ class Metric:
     more_is_better: bool = False
     combine: Callable[[list[float]], float] = statistics.median
     """How the rounds become one figure."""
+    always_spread: bool = False
+    """Show the spread of the rounds also where it is small."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import remote_files, remote_works
-from benchmarks.command import ROOT, carry_out, present, say
+from benchmarks.command import ROOT, carry_out, look_whether_idle, present, say
 from benchmarks.figures import Figures, as_json, remote_goals
 from benchmarks.guest import Size
-from benchmarks.machine import REMOTE_TOOLS, describe, idleness, missing_tools
+from benchmarks.machine import REMOTE_TOOLS, describe, missing_tools
 from benchmarks.material import GIB, MIB, Material, kept_in_memory, resident, warm
 from benchmarks.processes import BenchmarkError, descendants, end, end_all, supervised
 from benchmarks.remote_site import PROFILES, SESSIONS, Site, SiteSizes
@@ -206,11 +206,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     missing = missing_tools(REMOTE_TOOLS)
     if missing:
         raise BenchmarkError(missing)
-    idle = idleness()
-    if not idle["idle"]:
-        say(f"The machine is NOT IDLE ({idle['busy_percent']} % busy): the figures are noise.")
-        for one in idle["busiest"]:
-            say(f"  {one['percent_of_a_cpu']:3} % of a CPU: {one['command']}")
+    idle = look_whether_idle()
     work = arguments.work.resolve()
     sizes = SiteSizes(
         large=arguments.size * MIB,

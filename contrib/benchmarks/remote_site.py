@@ -57,26 +57,30 @@ HELD: Final = {
 class SiteSizes:
     """Bytes of the disks; of what is 0 there is none. *four*: each of these.
 
-    *files* is what is on the disk with files.
+    *files* is what is on the disk with files, *many* the number of small VMs.
     """
 
     large: int
     four: int = 0
     files: Size | None = None
+    many: int = MANY
 
     @property
     def wanted(self) -> int:
         """Bytes of free space that making it takes: the files are there twice for a while."""
         files = 2 * self.files.disk * MIB if self.files else 0
-        return self.large + 4 * self.four + files + 2 * MANY * SMALL
+        return self.large + 4 * self.four + files + 2 * self.many * SMALL
 
 
 class Site:
-    """The kit and its site, in *folder*, which is made anew and removed with it."""
+    """The kit and its site, in *folder*, which is made anew and removed with it.
 
-    def __init__(self, folder: Path, sizes: SiteSizes) -> None:
+    The site itself lies in *elsewhere*, if that is given, which is made and removed as well.
+    """
+
+    def __init__(self, folder: Path, sizes: SiteSizes, elsewhere: Path | None = None) -> None:
         self.folder = folder
-        self.site = folder / "sites" / SERVER
+        self.site = elsewhere or folder / "sites" / SERVER
         self.sizes = sizes
         self.checksum = ""
         """Of all files of the disk with files; see ``checksum``."""
@@ -107,8 +111,13 @@ class Site:
     def make(self) -> None:
         """Build the kit, and make the site and its disks."""
         run([_SIMULATOR / "build", _BUILT], timeout=600.0)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for place in (self.folder, self.site):
+            shutil.rmtree(place, ignore_errors=True)
         self.site.mkdir(parents=True)
+        link = self.folder / "sites" / SERVER
+        if link != self.site:
+            link.parent.mkdir(parents=True)
+            link.symlink_to(self.site)
         self.client_folder.mkdir()
         # Copied: the library looks for its sites beside the folder that it really lies in.
         shutil.copytree(_BUILT / "lib64", self.folder / "lib64", symlinks=True)
@@ -130,7 +139,7 @@ class Site:
         lines = ["[host esx1]", "datastores = ds1"]
         for held in map(HELD.__getitem__, there):
             lines += _vm(held.moref, held.snapshot, held.disks)
-        for number in range(MANY):
+        for number in range(self.sizes.many):
             for name in small_disks(number):
                 self._make_disk(name.removesuffix(".vmdk"), SMALL)
             disks = [f"[ds1] {name}" for name in small_disks(number)]
@@ -204,11 +213,17 @@ class Site:
         return self._host.pid
 
     def limits(
-        self, profile: str, seconds: float, tuned: bool = True, material: str = "large"
+        self,
+        profile: str,
+        seconds: float,
+        tuned: bool = True,
+        material: str = "large",
+        writes: bool = False,
     ) -> dict[tuple[str, int], Any]:
         """Return what the C client gets of all disks of a material at once, by (workload, depth).
 
         *tuned*: with the configuration that vddkfs gives to the library, else with its defaults.
+        *writes*: what it gets of writes, and of these alone, to the disk without its snapshot.
         """
         held = HELD[material]
         # What vddkfs would write for its own worker: nothing but the client differs.
@@ -224,7 +239,8 @@ class Site:
             *("env", f"LD_LIBRARY_PATH={self.folder / 'lib64'}", _BUILT / "bin" / "vixsim-limits"),
             *("--libdir", self.folder, "--config", config, "--server", SERVER),
             *("--user", "benchmark", "--password-file", self.password, "--thumbprint", ""),
-            *("--moref", held.moref, "--snapshot", held.snapshot, "--transports", transport),
+            *("--moref", held.moref, "--transports", transport),
+            *(["--write", "--only", "write"] if writes else ["--snapshot", held.snapshot]),
             *("--seconds", str(seconds), "--json"),
             # As vddkfs opens such a disk.
             *(["--unbuffered"] if transport == "san" else []),
@@ -241,7 +257,8 @@ class Site:
             subprocess.run(["losetup", "-d", device], capture_output=True, check=False)
         for folder in _folders_of_workers():
             shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for place in (self.folder, self.site):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _folders_of_workers() -> Iterator[Path]:

@@ -37,8 +37,9 @@ of a disk."""
 
 
 def url(moref: str, snapshot: str, disks: Sequence[str]) -> str:
-    """Return the SOURCE of disks that are all held by one snapshot."""
-    return f"vddk://{SERVER}/?moref={moref}" + "".join(f"&disk={d}@{snapshot}" for d in disks)
+    """Return the SOURCE of disks that are all held by one snapshot, or by none if that is empty."""
+    held = f"@{snapshot}" if snapshot else ""
+    return f"vddk://{SERVER}/?moref={moref}" + "".join(f"&disk={disk}{held}" for disk in disks)
 
 
 def mount_command(site: Site, source: str, mount: Path, *options: str) -> list[str | Path]:
@@ -71,23 +72,27 @@ class RemoteVddkfs(Vddkfs):
 
 
 class Peer(System):
-    """A reader of NBD behind nbdkit, which ends with it."""
+    """A reader of NBD behind nbdkit, which ends with it; *writable*: a writer as well."""
 
     knows_holes = False
 
-    def __init__(self, mounts: Path, profile: str, read_ahead: bool) -> None:
+    def __init__(
+        self, mounts: Path, profile: str, read_ahead: bool, writable: bool = False
+    ) -> None:
         if read_ahead:
             self.name += "-ra"
         super().__init__(mounts)
         self._link = LINKS[profile]
         self._read_ahead = read_ahead
+        self.writable = writable
 
     def command(self, mount: Path, material: Material) -> list[str | Path]:
         """Return nbdkit with the client as what it runs."""
         link = self._link
         return [
-            *("nbdkit", "-f", "-r", "-U", "-", "--filter=delay", "--filter=rate"),
-            *("file", material.leaf, f"rdelay={link.milliseconds}ms"),
+            *("nbdkit", "-f", *(() if self.writable else ("-r",)), "-U", "-"),
+            *("--filter=delay", "--filter=rate", "file", material.leaf),
+            *(f"rdelay={link.milliseconds}ms", f"wdelay={link.milliseconds}ms"),
             *(f"rate={link.bits_per_second}", f"burstiness={_BURST_SECONDS}"),
             *("--run", self.client(mount)),
         ]
@@ -115,7 +120,8 @@ class NbdfusePeer(Peer):
 
     def client(self, mount: Path) -> str:
         """Return nbdfuse."""
-        return f'exec nbdfuse -r {shlex.quote(str(mount / "disk.raw"))} "$uri"'
+        how = "" if self.writable else "-r "
+        return f'exec nbdfuse {how}{shlex.quote(str(mount / "disk.raw"))} "$uri"'
 
 
 class QsdPeer(Peer):
@@ -131,9 +137,10 @@ class QsdPeer(Peer):
 
     def client(self, mount: Path) -> str:
         """Return the daemon."""
-        export = f"type=fuse,id=export,node-name=disk,writable=off,mountpoint={mount}"
+        on, off = ("on", "off") if self.writable else ("off", "on")
+        export = f"type=fuse,id=export,node-name=disk,writable={on},mountpoint={mount}"
         return (
-            "exec qemu-storage-daemon --blockdev driver=nbd,node-name=disk,read-only=on,"
+            f"exec qemu-storage-daemon --blockdev driver=nbd,node-name=disk,read-only={off},"
             'server.type=unix,server.path="$unixsocket" '
             f"--export {shlex.quote(export)}"
         )

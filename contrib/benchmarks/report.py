@@ -8,6 +8,7 @@ from rich.table import Table
 
 from benchmarks.figures import METRICS, Figures
 from benchmarks.formats_metrics import TITLES as FORMATS_TITLES
+from benchmarks.writes_metrics import TITLES as WRITES_TITLES
 
 TITLES: Final = {
     "sequential": "Sequential buffered read of the whole file",
@@ -26,6 +27,7 @@ TITLES: Final = {
     "remote-loss": "Remote disk: a worker is killed, profile instant",
     "remote-many": "40 mounts of 2 disks, 50 sessions",
     **FORMATS_TITLES,
+    **WRITES_TITLES,
 }
 _NOISY: Final = 0.1
 """A spread of the rounds above this share of the figure is shown."""
@@ -59,7 +61,7 @@ def _cell(figures: Figures, metric: str, system: str) -> str:
     rounds = figures.values[metric][system]
     words = [_number(value)]
     spread = (max(rounds) - min(rounds)) / 2
-    if value and spread / value > _NOISY:
+    if value and (spread / value > _NOISY or METRICS[metric].always_spread):
         words.append(f"±{100 * spread / value:.0f} %")
     ratio = figures.ratio(metric, "vddkfs", system)
     if system != "vddkfs" and ratio is not None:

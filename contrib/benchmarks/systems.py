@@ -70,6 +70,7 @@ class System(ABC):
     def __init__(self, mounts: Path) -> None:
         self._mounts = mounts
         self._log = mounts.parent / f"{self.name}.log"
+        self._refused = ""
 
     def can(self, material: Material) -> bool:
         """Say whether the system can show that."""
@@ -115,7 +116,8 @@ class System(ABC):
             yield served
             pids = served.pids()
             if not until(lambda: self._unmounted(served), END_SECONDS, pause=0.2):
-                raise BenchmarkError(f"{self.name}: cannot be unmounted: {self._last_words()}")
+                words = self._last_words() or self._refused
+                raise BenchmarkError(f"{self.name}: cannot be unmounted: {words}")
             if not until(lambda: not any(map(is_alive, pids)), END_SECONDS):
                 raise BenchmarkError(f"{self.name}: does not end")
         finally:
@@ -123,14 +125,17 @@ class System(ABC):
             pids = [process.pid, *descendants(process.pid)]
             end(pids + (served.pids() if served else []), patience=2.0)
             process.wait()
+            # Others may be mounted beside it.
             for place in mounts_below(self._mounts):
-                detach(place)
+                if Path(place).is_relative_to(mount):
+                    detach(place)
 
     def _unmounted(self, served: Served) -> bool:
         """Try; a mount that was read a moment ago may still be busy."""
         try:
             self.unmount(served)
-        except BenchmarkError:
+        except BenchmarkError as error:
+            self._refused = str(error)
             return False
         return True
 

@@ -252,6 +252,17 @@ def test_limits_write_only_when_told(kit: Kit) -> None:
     assert flat.read_bytes() != content
 
 
+def test_limits_of_some_workloads_only(kit: Kit) -> None:
+    path = "[ds1] plain/plain.vmdk"
+    rows = limits(kit, path, "--write", "--only", "write")["workloads"]
+    assert [(row["name"], row["depth"]) for row in rows] == [
+        ("sequential write 1 MiB", 1),
+        ("sequential write 1 MiB", 8),
+        ("random write 4 KiB", 16),
+    ]
+    assert limits(kit, path, "--only", "write")["workloads"] == []
+
+
 def test_limits_warm_up_reads_each_disk_once(kit: Kit) -> None:
     kit.configure("net.latency_us = 60000")  # no workload comes far
     limits(kit, "[ds1] plain/plain.vmdk")

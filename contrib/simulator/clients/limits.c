@@ -24,7 +24,7 @@ static const struct workload workloads[] = {
 
 static struct {
     struct login login;
-    const char *libdir, *config, *snapshot, *transports;
+    const char *libdir, *config, *snapshot, *transports, *only;
     double seconds;
     bool json, write, unbuffered, warm_up;
 } options = {.seconds = 1};
@@ -50,6 +50,7 @@ static void usage(FILE *to)
           "  --unbuffered          open with the library's unbuffered flag\n"
           "  --warm-up             read each disk once before: caches on this machine are filled\n"
           "  --write               write workloads too: THEY OVERWRITE THE DISK\n"
+          "  --only TEXT           those workloads alone whose name has TEXT in it, such as write\n"
           "  --json                one JSON object in place of the table\n",
           to);
 }
@@ -82,7 +83,8 @@ static void parse_options(int argc, char **argv)
         {"snapshot", required_argument, NULL, 'n'}, {"transports", required_argument, NULL, 'r'},
         {"seconds", required_argument, NULL, 'd'},  {"unbuffered", no_argument, NULL, 'b'},
         {"write", no_argument, NULL, 'w'},          {"json", no_argument, NULL, 'j'},
-        {"warm-up", no_argument, NULL, 'W'},        {"help", no_argument, NULL, 'h'},
+        {"warm-up", no_argument, NULL, 'W'},        {"only", required_argument, NULL, 'o'},
+        {"help", no_argument, NULL, 'h'},
         {0},
     };
     for (int option; (option = getopt_long(argc, argv, "h", longs, NULL)) != -1;)
@@ -104,6 +106,7 @@ static void parse_options(int argc, char **argv)
         case 'b': options.unbuffered = true; break;
         case 'w': options.write = true; break;
         case 'W': options.warm_up = true; break;
+        case 'o': options.only = optarg; break;
         case 'j': options.json = true; break;
         case 'h': usage(stdout); exit(0);
         default: usage(stderr); exit(2);
@@ -189,6 +192,12 @@ static void stop(VixDiskLibConnection connection)
     vix.Exit();
 }
 
+static bool wanted(const struct workload *workload)
+{
+    return (options.write || !workload->write) &&
+           (!options.only || strstr(workload->name, options.only));
+}
+
 /* ---- what came out ---- */
 
 static void print_outcome(const struct workload *workload, const struct outcome *outcome, bool first)
@@ -223,7 +232,7 @@ int main(int argc, char **argv)
     bool first = true;
     for (size_t i = 0; i < sizeof workloads / sizeof *workloads; i++) {
         struct outcome outcome;
-        if (workloads[i].write && !options.write)
+        if (!wanted(&workloads[i]))
             continue;
         long long failed =
             limits_run(&vix, disks, disk_count, &workloads[i], options.seconds, &outcome);
