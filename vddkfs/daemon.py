@@ -38,7 +38,7 @@ from vddkfs.fuse.notify import KernelPages
 from vddkfs.fuse.operations import Operations
 from vddkfs.fuse.tree import Tree
 from vddkfs.invalidation import Invalidation
-from vddkfs.memory import default_cache_size, write_back_without_waiting
+from vddkfs.memory import default_cache_size, keep_buffers, write_back_without_waiting
 from vddkfs.observe.figures import Family
 from vddkfs.observe.logs import Log
 from vddkfs.observe.metrics import Metrics
@@ -85,6 +85,8 @@ class Daemon:
         """Mount, call *ready* when the mount answers, and serve. Raises VddkfsError."""
         state_folder(create=True)
         writing = self._options.overlay or self._options.writable
+        if writing:
+            keep_buffers()
         if writing and not write_back_without_waiting():
             log.info(
                 "the kernel does not let the daemon have memory first (CAP_SYS_RESOURCE): under a "

@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 SEEK_SECONDS: Final = 2.0
 """How long SEEK_DATA and SEEK_HOLE look before everything counts as data."""
+_AGAIN_SECONDS: Final = 1.0
+_PAUSES: Final = 20
+"""How much longer the pause between two maps of an image that is being written is than the fetching
+of one."""
 MAP_FAILURES: Final = 3
 """Failed queries after which the rest of a map counts as data."""
 
@@ -54,7 +58,9 @@ class Allocation:
         self._zeros: ExtentMap | None = None
         self._fetching: trio.Event | None = None
         self._outdated = False
-        """Set when the image was written while its map was being fetched."""
+        """Set when this mount has written where the map has, or may have, a hole."""
+        self._again_at = 0.0
+        """When an outdated map may be fetched again: that must not be what writers wait for."""
 
     def drop(self) -> None:
         """Forget the map."""
@@ -62,12 +68,13 @@ class Allocation:
         self._zeros = None
 
     def wrote(self, start: int, end: int) -> None:
-        """Note that this mount has written [*start*, *end*), so that there are no holes in it."""
-        if self._fetching is not None:
-            self._outdated = True
+        """Note that this mount has written [*start*, *end*), so that there are no holes in it.
+
+        The map of what is written is for people alone: no read and no seek relies on it.
+        """
         found = self.map
-        if found is not None and found.seek_hole(start // SECTOR) < -(-end // SECTOR):
-            self.drop()
+        holes = found is None or found.seek_hole(start // SECTOR) < -(-end // SECTOR)
+        self._outdated = self._outdated or holes
 
     def is_hole(self, start: int, end: int) -> bool:
         """Say whether the range is known to be zeros for as long as the generation lasts."""
@@ -115,14 +122,15 @@ class Allocation:
         """Have the map fetched in the background, unless it is there or on its way."""
         if self._fetching is not None:
             return
-        if self._outdated:
-            self._outdated = False
+        late = self._outdated and trio.current_time() >= self._again_at
+        if self.map is None or late:
             self.drop()
-        if self.map is None:
+            self._outdated = False
             self._fetching = trio.Event()
             self._nursery.start_soon(self._fetch, self._fetching)
 
     async def _fetch(self, fetched: trio.Event) -> None:
+        began = trio.current_time()
         try:
             while self.map is None:
                 epoch = self._epoch()
@@ -131,6 +139,8 @@ class Allocation:
                     self.map = found
                     self._zeros = found if self._policy.lasts else None
         finally:
+            now = trio.current_time()
+            self._again_at = now + max(_AGAIN_SECONDS, _PAUSES * (now - began))
             self._fetching = None
             fetched.set()
 
