@@ -62,9 +62,13 @@ class Writer:
     def end(self) -> None:
         """Hear the rest; it must have ended because the mount did."""
         assert self._process is not None
-        rest, why = self._process.communicate(timeout=storms.TIMEOUT)
-        for line in rest.splitlines():
-            self._take(line)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        # Not communicate(), which forgets what readline() has read ahead.
+        with self._process:
+            for line in self._process.stdout:
+                self._take(line)
+            why = self._process.stderr.read()
         assert why.startswith("ended: "), why
         for turn in range(self._at + 1, self.synced + 1):
             self._count(turn, self.lasting)
@@ -93,7 +97,7 @@ class Writer:
                 for turn in turns
             }
             found = [turn for turn, data in right.items() if data == piece]
-            assert found, f"{unit} bytes at {at} are of none of the turns {sorted(turns)}"
+            assert found, f"{unit} bytes at {at} are {piece[:8]!r}, of none of {sorted(turns)}"
             if found[0]:
                 self.lasting.update(
                     dict.fromkeys(range(at // SECTOR, (at + unit) // SECTOR), found[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end import storms
-from tests.end_to_end.mounting import Mount, Mounts, succeed
+from tests.end_to_end.mounting import Mount, Mounts, succeed, until
 from tests.end_to_end.remote import BIG, MIB, Proxy, RemoteMount, total
 from tests.end_to_end.storms import LARGE, SMALL, Killer, Reader, storm
 from tests.end_to_end.vms import make_empty, make_vmdk, make_vmfs, noise, raw_sha256
@@ -102,7 +102,7 @@ def test_remote_base(direct: bool, sizes: str, profile: str, proxy: Proxy) -> No
     found = remote(proxy, BIG.partition("@")[0], "rw", "assume=powered-off")
     with Killer(found) as killer:
         storm(found.path("big/chain/0.raw"), SIZE, killer, direct=direct, sizes=sizes)
-    assert total(found, "restarts") == killer.count
+    until(lambda: total(found, "restarts") == killer.count, what="the last loss to be noticed")
     wanted = seen(found, "big/chain/0.raw")
     end(found)
     assert raw_sha256(path) == wanted
