@@ -7,6 +7,7 @@ removed at the end. A private folder of a daemon that was killed is removed by t
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -48,7 +49,7 @@ async def overlay_of(
         source = [_source(disk, live) for disk in disks]
         overlay = await trio.to_thread.run_sync(Overlay.open, folder, source, force)
         try:
-            await trio.to_thread.run_sync(_attach, overlay, disks, Threads())
+            await trio.to_thread.run_sync(_attach, overlay, disks)
             yield folder
         finally:
             with trio.CancelScope(shield=True):
@@ -77,8 +78,10 @@ def _source(disk: Disk, live: bool) -> SourceDisk:
     return SourceDisk(disk.name, disk.capacity, identities, live and disk.live >= 0)
 
 
-def _attach(overlay: Overlay, disks: Sequence[Disk], threads: Threads) -> None:
+def _attach(overlay: Overlay, disks: Sequence[Disk]) -> None:
     for disk in disks:
+        # Writers of a part of a block wait for the source, which may hang.
+        threads = Threads()
         for image in disk.images:
             fork = overlay.find(image.name, image.capacity)
             image.layer = Layer(overlay, image.name, image.capacity, fork, threads)
@@ -93,7 +96,8 @@ def _remove_left() -> None:
     """Remove private folders whose daemons are gone: nobody can want what is in them."""
     for path in Path(os.environ.get("TMPDIR", "/var/tmp")).glob(f"{_PREFIX}*"):
         with suppress(OverlayError, OSError):
-            if path.owner() == Path("/proc/self").owner():
+            found = path.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
                 manage.discard(str(path))
                 shutil.rmtree(path)
 

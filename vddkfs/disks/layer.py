@@ -25,7 +25,7 @@ Below = Callable[[int, int], Awaitable[bytes | memoryview]]
 
 
 class Threads:
-    """The threads of all layers of a mount."""
+    """The threads of all layers of a disk."""
 
     def __init__(self) -> None:
         self.reading = trio.CapacityLimiter(_THREADS)
