@@ -22,7 +22,7 @@ from vddkfs.disks.base_writes import BaseWrites
 from vddkfs.disks.image import Handle, Image
 from vddkfs.engines.base import SECTOR
 from vddkfs.engines.requests import WriteRequest
-from vddkfs.errors import EngineError, VddkfsError
+from vddkfs.errors import EngineError, StaleImage, VddkfsError
 
 MIB = 1024 * 1024
 SECTORS: Final = 6001
@@ -475,6 +475,51 @@ async def test_a_failed_flush_is_told_once_to_each_writer_and_ends_writing() -> 
         with pytest.raises(EngineError, match="nothing is written any more"):
             await base.write(first, 0, b"y" * SECTOR)
         assert await read(base, first, 0, SECTOR) == b"x" * SECTOR
+
+
+async def test_two_flushes_that_fail_together_are_told_once_each(nursery: trio.Nursery) -> None:
+    worker = Writer(noise(SECTORS))
+    async with chain(worker) as images:
+        base = images[0]
+        handles = [await base.open(direct=False, write=True) for _ in range(2)]
+        await base.write(handles[0], 0, b"x" * SECTOR)
+        worker.flush_error = EngineError("the array is gone")
+        told: list[VddkfsError] = []
+
+        async def flush(handle: Handle) -> None:
+            try:
+                await base.flush(handle)
+            except VddkfsError as error:
+                told.append(error)
+
+        async with trio.open_nursery() as flushing:
+            for handle in handles:
+                flushing.start_soon(flush, handle)
+        assert len(told) == 2
+        for handle in handles:
+            await base.flush(handle)
+
+
+async def test_nothing_is_written_to_a_disk_that_took_the_place(nursery: trio.Nursery) -> None:
+    worker = Writer(noise(SECTORS), held=True)
+    async with chain(worker) as images:
+        base = images[0]
+        handle = await base.open(direct=False, write=True)
+        part, behind = Stop(), Stop()
+        nursery.start_soon(write, base, handle, 5, b"part of a sector", part)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(write, base, handle, 0, b"x" * SECTOR, behind)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(worker.waiting) == 1
+        base.supersede()
+        worker.let_go()
+        for stop in (part, behind):
+            await stop.done.wait()
+            assert isinstance(stop.error, StaleImage)
+        assert worker.sizes == []
+        assert not base.broken, "nothing was lost"
+        again = await base.open(direct=False, write=True)
+        await base.write(again, 0, b"y" * SECTOR)
 
 
 async def test_flushes_of_what_is_not_written_here_are_nobodys() -> None:

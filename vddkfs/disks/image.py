@@ -210,23 +210,25 @@ class Image:
         room = self.capacity - start
         if room <= 0:
             raise EngineError(f"{self.name}: a write past its end", errno=errno.ENOSPC)
-        if handle.generation != self.generation:
-            raise self._stale()
+
+        def check() -> None:
+            if handle.generation != self.generation:
+                raise self._stale()
+
+        check()
         part = data if len(data) <= room else memoryview(data)[:room]
         self._written_past = self._written_past or handle.direct
 
         async def below(first: int, last: int) -> memoryview | bytes:
             found = await self.cache.read_direct(first, last)
-            # What is kept must not be made of two disks.
-            if handle.generation != self.generation:
-                raise self._stale()
+            check()  # What is kept must not be made of two disks.
             return found
 
         try:
             if self.layer is not None:
                 await self.layer.write(start, part, below)
             elif self.writes is not None:
-                await self.writes.write(start, part)
+                await self.writes.write(start, part, check)
         finally:
             self._changed()
         return len(part)
