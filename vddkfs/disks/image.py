@@ -34,6 +34,9 @@ _ZEROS: Final = memoryview(bytes(2 * 1024 * 1024))
 _QUICK_BYTES: Final = 256 * 1024 * 1024
 """What an overlay has of an image, up to which its map is looked at for each stat."""
 
+_RUNS_AT_ONCE: Final = 1024
+"""Of that map, what a search looks at without a pause."""
+
 
 class Handle:
     """An open file on an image. It serves what the image was when it was opened, or ESTALE.
@@ -342,7 +345,9 @@ class Image:
             return await self.allocation.seek(offset, data)
         # The source's next place is good until the walk has passed it.
         next_below: int | None = -1
-        for start, end, kind in self.layer.kinds(offset):
+        for number, (start, end, kind) in enumerate(self.layer.kinds(offset), 1):
+            if not number % _RUNS_AT_ONCE:
+                await trio.lowlevel.checkpoint()
             if kind is data:
                 return start
             if kind is not None:
