@@ -49,7 +49,7 @@ async def overlay_of(
         source = [_source(disk, live) for disk in disks]
         overlay = await trio.to_thread.run_sync(Overlay.open, folder, source, force)
         try:
-            await trio.to_thread.run_sync(_attach, overlay, disks, Threads())
+            await trio.to_thread.run_sync(_attach, overlay, disks)
             yield folder
         finally:
             with trio.CancelScope(shield=True):
@@ -77,8 +77,10 @@ def _source(disk: Disk, live: bool) -> SourceDisk:
     return SourceDisk(disk.name, disk.capacity, identities, live and disk.live >= 0)
 
 
-def _attach(overlay: Overlay, disks: Sequence[Disk], threads: Threads) -> None:
+def _attach(overlay: Overlay, disks: Sequence[Disk]) -> None:
     for disk in disks:
+        # Writers of a part of a block wait for the source, which may hang.
+        threads = Threads()
         for image in disk.images:
             fork = overlay.find(image.name, image.capacity)
             image.layer = Layer(overlay, image.name, image.capacity, fork, threads)

@@ -11,9 +11,10 @@ from tests.disks.based import CAPACITY, SECTORS, Writer, chain, no_error
 from tests.disks.layered import Stop, write
 from tests.disks.test_image import noise, read
 from vddkfs.cache.arena import FRAME
+from vddkfs.disks.image import Handle
 from vddkfs.engines.base import SECTOR
 from vddkfs.engines.requests import WriteRequest
-from vddkfs.errors import EngineError, VddkfsError
+from vddkfs.errors import EngineError, StaleImage, VddkfsError
 
 # What the source is asked
 
@@ -172,6 +173,51 @@ async def test_a_failed_flush_is_told_once_to_each_writer_and_ends_writing() -> 
         with pytest.raises(EngineError, match="nothing is written any more"):
             await base.write(first, 0, b"y" * SECTOR)
         assert await read(base, first, 0, SECTOR) == b"x" * SECTOR
+
+
+async def test_two_flushes_that_fail_together_are_told_once_each(nursery: trio.Nursery) -> None:
+    worker = Writer(noise(SECTORS))
+    async with chain(worker) as images:
+        base = images[0]
+        handles = [await base.open(direct=False, write=True) for _ in range(2)]
+        await base.write(handles[0], 0, b"x" * SECTOR)
+        worker.flush_error = EngineError("the array is gone")
+        told: list[VddkfsError] = []
+
+        async def flush(handle: Handle) -> None:
+            try:
+                await base.flush(handle)
+            except VddkfsError as error:
+                told.append(error)
+
+        async with trio.open_nursery() as flushing:
+            for handle in handles:
+                flushing.start_soon(flush, handle)
+        assert len(told) == 2
+        for handle in handles:
+            await base.flush(handle)
+
+
+async def test_nothing_is_written_to_a_disk_that_took_the_place(nursery: trio.Nursery) -> None:
+    worker = Writer(noise(SECTORS), held=True)
+    async with chain(worker) as images:
+        base = images[0]
+        handle = await base.open(direct=False, write=True)
+        part, behind = Stop(), Stop()
+        nursery.start_soon(write, base, handle, 5, b"part of a sector", part)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(write, base, handle, 0, b"x" * SECTOR, behind)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(worker.waiting) == 1
+        base.supersede()
+        worker.let_go()
+        for stop in (part, behind):
+            await stop.done.wait()
+            assert isinstance(stop.error, StaleImage)
+        assert worker.sizes == []
+        assert not base.broken, "nothing was lost"
+        again = await base.open(direct=False, write=True)
+        await base.write(again, 0, b"y" * SECTOR)
 
 
 async def test_flushes_of_what_is_not_written_here_are_nobodys() -> None:

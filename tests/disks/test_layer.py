@@ -267,6 +267,29 @@ async def test_a_write_whose_block_cannot_be_read_fails_and_changes_nothing() ->
         assert await read(image, handle, 0, CAPACITY) == model.content
 
 
+async def test_a_long_search_lets_others_run(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with layered(FakeWorker(noise(SECTORS)), open_overlay()) as image:
+        handle = await image.open(direct=False, write=True)
+        await image.write(handle, 0, b"x" * BLOCK)
+        many = ((0, BLOCK, True) for _ in range(100_000))
+        monkeypatch.setattr(image.layer, "kinds", lambda start: many)
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        assert await image.seek_hole(0) == CAPACITY
+        assert turns - before > 50
+
+
 # Several at once
 
 

@@ -335,6 +335,21 @@ async def test_nothing_is_written_to_another_disk(
         assert writes_of(processes[1]) == []
 
 
+async def test_what_waits_for_a_process_is_not_written_to_another_disk(
+    disk: Disk, either: Any, autojump_clock: Any
+) -> None:
+    """Though nothing was lost with the process before."""
+    async with either(disk.serving(after=0), disk.serving()) as (client, processes):
+        reader = read(client)
+        await trio.testing.wait_all_tasks_blocked()
+        assert processes[0].gone.is_set()
+        disk.identity = LinkIdentity("/vm/a.vmdk", "12345678", 200)
+        first = write(client, 1)
+        assert isinstance(await ended(first), StaleImage)
+        assert await ended(reader) is None
+        assert writes_of(processes[1]) == []
+
+
 # What was answered and not flushed.
 
 

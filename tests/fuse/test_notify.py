@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +120,32 @@ async def test_the_kernel_is_not_told_before_reads_of_before_are_answered(
         assert len(kernel.told) == 1
         go.set()
     assert kernel.told[1:] == [(node.inode, 0, 0)]
+
+
+async def test_the_kernel_is_not_told_before_writes_of_before_are_answered(
+    kernel: Kernel, mount: Mount
+) -> None:
+    """It keeps the pages locked that it writes from."""
+    node = find(mount.tree, "web/disk.raw")
+    go = trio.Event()
+    real = mount.top.write
+
+    async def slow(*arguments: Any) -> int:
+        await go.wait()
+        return await real(*arguments)
+
+    mount.top.writable = True
+    mount.top.write = slow  # type: ignore[method-assign]
+    handle = (await mount.open("web/disk.raw", os.O_RDWR)).fh
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.handlers.write, handle, 0, b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(KernelPages(mount.tree).drop, node.inode)
+        with trio.move_on_after(0.05):
+            await trio.sleep_forever()
+        assert kernel.told == []
+        go.set()
+    assert kernel.told == [(node.inode, 0, 0)]
 
 
 async def test_a_read_that_failed_is_answered_too(kernel: Kernel, mount: Mount) -> None:

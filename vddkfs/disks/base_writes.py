@@ -57,9 +57,10 @@ class BaseWrites:
         self._wrote = wrote
         self._ranges = RangeLocks(SECTOR)
 
-    async def write(self, start: int, data: bytes | memoryview) -> None:
+    async def write(self, start: int, data: bytes | memoryview, check: Callable[[], None]) -> None:
         """Write *data* from *start* on; the source has it when this returns.
 
+        *check* raises VddkfsError once the source is another disk than the one it is for.
         Raises VddkfsError: a part may have been written. When it is cancelled that is so too.
         """
         self._check()
@@ -68,8 +69,9 @@ class BaseWrites:
             self._check()
             first, whole = await self._whole_sectors(start, memoryview(data))
             try:
-                await self._write_pieces(first, whole)
+                await self._write_pieces(first, whole, check)
             except VddkfsError as error:
+                check()
                 self._failed(error)
                 raise
             finally:
@@ -86,7 +88,8 @@ class BaseWrites:
         try:
             await self._client.flush()
         except VddkfsError as error:
-            self.failures += 1
+            # One loss, also where several flushes find it at once.
+            self.failures = 1
             self._break(f"what was written may be lost: {error}")
             raise
 
@@ -104,9 +107,9 @@ class BaseWrites:
         whole[start - first : end - first] = data
         return first, memoryview(whole)
 
-    async def _write_pieces(self, start: int, data: memoryview) -> None:
+    async def _write_pieces(self, start: int, data: memoryview, check: Callable[[], None]) -> None:
         if len(data) <= FRAME:
-            await self._write_piece(start, data)
+            await self._write_piece(start, data, check)
             return
         errors: list[VddkfsError] = []
         limit = trio.Semaphore(_PIECES_AT_ONCE)
@@ -115,7 +118,7 @@ class BaseWrites:
             async with limit:
                 if not errors:
                     try:
-                        await self._write_piece(start + at, data[at : at + FRAME])
+                        await self._write_piece(start + at, data[at : at + FRAME], check)
                     except VddkfsError as error:
                         errors.append(error)
 
@@ -126,9 +129,15 @@ class BaseWrites:
             # A piece that is lost says more than one that was refused, whichever came first.
             raise next((one for one in errors if one.errno not in _HARMLESS), errors[0])
 
-    async def _write_piece(self, start: int, data: memoryview) -> None:
+    async def _write_piece(self, start: int, data: memoryview, check: Callable[[], None]) -> None:
         disk: DiskCache = self._cache.disk
         slot = await disk.slot(len(data))
+        try:
+            # Requests are served in their order: what opens another disk comes behind this one.
+            check()
+        except VddkfsError:
+            disk.release(slot)
+            raise
         slot.fill(data)
         answer = Answer(slot, disk)
 

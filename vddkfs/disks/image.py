@@ -31,10 +31,10 @@ from vddkfs.errors import EngineError, StaleImage, VddkfsError
 log = logging.getLogger(__name__)
 
 _ZEROS: Final = memoryview(bytes(2 * 1024 * 1024))
-_RUNS_AT_ONCE: Final = 1000
-"""Runs of an overlay's map that are looked at before others have their turn."""
 _QUICK_BYTES: Final = 256 * 1024 * 1024
 """What an overlay has of an image, up to which its map is looked at for each stat."""
+_RUNS_AT_ONCE: Final = 1024
+"""Runs of that map that are looked at before others have their turn."""
 
 
 class Handle:
@@ -212,23 +212,25 @@ class Image:
         room = self.capacity - start
         if room <= 0:
             raise EngineError(f"{self.name}: a write past its end", errno=errno.ENOSPC)
-        if handle.generation != self.generation:
-            raise self._stale()
+
+        def check() -> None:
+            if handle.generation != self.generation:
+                raise self._stale()
+
+        check()
         part = data if len(data) <= room else memoryview(data)[:room]
         self._written_past = self._written_past or handle.direct
 
         async def below(first: int, last: int) -> memoryview | bytes:
             found = await self.cache.read_direct(first, last)
-            # What is kept must not be made of two disks.
-            if handle.generation != self.generation:
-                raise self._stale()
+            check()  # What is kept must not be made of two disks.
             return found
 
         try:
             if self.layer is not None:
                 await self.layer.write(start, part, below)
             elif self.writes is not None:
-                await self.writes.write(start, part)
+                await self.writes.write(start, part, check)
         finally:
             self._changed()
         return len(part)

@@ -17,7 +17,7 @@ from vddkfs.disks.ranges import RangeLocks
 from vddkfs.errors import VddkfsError
 
 _THREADS: Final = 16
-_WINDOW: Final = 256 * 1024 * 1024
+_WINDOW: Final = 64 * 1024 * 1024
 """How much of the map is looked at without a pause."""
 
 Below = Callable[[int, int], Awaitable[bytes | memoryview]]
@@ -25,7 +25,7 @@ Below = Callable[[int, int], Awaitable[bytes | memoryview]]
 
 
 class Threads:
-    """The threads of all layers of a mount."""
+    """The threads of all layers of a disk."""
 
     def __init__(self) -> None:
         self.reading = trio.CapacityLimiter(_THREADS)

@@ -258,13 +258,15 @@ class WorkerClient(WorkerPort):
         return True
 
     def _look_at_base(self, identities: Sequence[LinkIdentity]) -> None:
-        """See to it that nothing in doubt is written to another disk than the one it was for."""
+        """See to it that nothing is written to another disk than the one it was for."""
         base, found = self._base, identities[0] if identities else None
-        if self._pending.fence.in_doubt and base is not None:
+        pending = self._pending
+        asked = pending.fence.in_doubt or any(request.writes for request in pending.waiting)
+        if asked and base is not None:
             change = base.replaced_by(found) if found is not None else "it is gone"
             if change:
-                self._pending.fail_writes(
-                    StaleImage(f"{self.name}: writes were lost with a worker, because {change}")
+                pending.fail_writes(
+                    StaleImage(f"{self.name}: writes were for the disk of before: {change}")
                 )
         self._base = found
 

@@ -241,6 +241,7 @@ class Operations(ReadOnly):
         if isinstance(found, bytes) or not found[1].writes:
             raise pyfuse3.FUSEError(errno.EBADF)
         window, handle, served = found
+        under_way = window.reads.begin()
         began = time.perf_counter()
         try:
             size = await window.image.write(handle, off, buf)
@@ -249,6 +250,7 @@ class Operations(ReadOnly):
             self._complaints.tell("write", window.image.name, off, error)
             raise pyfuse3.FUSEError(file_errno(error)) from error
         finally:
+            under_way.end()
             served.write_times.observe(time.perf_counter() - began)
         served.written += size
         return size

@@ -1,4 +1,7 @@
-"""The reads of a file that are under way: those of before a moment can be waited for."""
+"""The reads of a file that are under way: those of before a moment can be waited for.
+
+Writes are counted as well: the kernel keeps the pages of both locked until they are answered.
+"""
 
 import trio
 
