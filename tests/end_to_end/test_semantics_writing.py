@@ -414,6 +414,20 @@ def test_overlay_belongs_also_while_it_is_mounted(mount: Mounts, base: Path, vm:
     refused(found, errno.ESTALE, "pwrite", fd, NEW[:4096], 0)
 
 
+@pytest.mark.parametrize("inside", ["", "sub", "../link/sub"])
+def test_no_overlay_below_the_mount_itself(
+    vm: Path, base: Path, tmp_path: Path, inside: str
+) -> None:
+    """It would be hidden by the mount, and every write would fail."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    done = vddkfs("mount", vm, place, "-o", f"overlay={place}/{inside}")
+    assert done.returncode == 2
+    assert "would be hidden by the mount" in done.stderr
+    assert not list(place.iterdir())
+
+
 def test_no_overlay_above_a_base_that_is_being_written(
     mount: Mounts, chain: list[Path], vm: Path, tmp_path: Path
 ) -> None:
