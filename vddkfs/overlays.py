@@ -7,6 +7,7 @@ removed at the end. A private folder of a daemon that was killed is removed by t
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +25,8 @@ from vddkfs.errors import OverlayError
 log = logging.getLogger(__name__)
 
 TMP: Final = "tmp"
-_PREFIX: Final = "vddkfs-overlay-"
+_PREFIX: Final = ".vddkfs-private-overlay-"
+"""Nothing that an operator would call an overlay of his: what is left of those is removed."""
 
 
 @asynccontextmanager
@@ -90,9 +92,12 @@ def _private_folder() -> str:
 
 def _remove_left() -> None:
     """Remove private folders whose daemons are gone: nobody can want what is in them."""
+    me = os.geteuid()
     for path in Path(os.environ.get("TMPDIR", "/var/tmp")).glob(f"{_PREFIX}*"):
         with suppress(OverlayError, OSError):
-            if path.owner() == Path("/proc/self").owner():
+            found = path.lstat()
+            # Others can make links there, to what is no private folder.
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == me:
                 manage.discard(str(path))
                 shutil.rmtree(path)
 
