@@ -195,9 +195,9 @@ def test_write_fenced(mount: Mounts, base: Path) -> None:
 
 @promise(
     "write-lost",
-    "A write that cannot be made, or a flush that fails, ends writing to that disk until it is "
-    "mounted again; everybody who has it open for writing is told once, and it can still be "
-    "read.",
+    "A write to a base that fails for another reason than missing space, or a flush that fails, "
+    "ends writing to that disk until it is mounted again; everybody who has it open for writing is "
+    "told once, and it can still be read.",
 )
 def test_write_lost(mount: Mounts, base: Path, tmp_path: Path) -> None:
     failing = tmp_path / "failing"
