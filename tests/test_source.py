@@ -224,6 +224,19 @@ def test_a_base_below_links_that_are_not_mounted_is_written_for_a_restore_only(
     assert open_source(str(source), wanted).chains[0].writable
 
 
+def test_two_descriptors_of_one_file_are_written_by_neither(tmp_path: Path) -> None:
+    base = Path(os.fsdecode(make_disk(tmp_path, b"web")))
+    (tmp_path / "copy.vmdk").write_bytes(base.read_bytes())
+    make_disk(tmp_path, b"other")
+    found = open_source(str(tmp_path), MountOptions(writable=True)).chains
+    assert {chain.name: chain.writable for chain in found} == {
+        "copy": False,
+        "other": True,
+        "web": False,
+    }
+    assert sum("another disk" in chain.unwritable for chain in found) == 2
+
+
 def test_a_base_of_two_disks_is_written_by_neither(tmp_path: Path) -> None:
     """Two files would show the same writable bytes."""
     base = make_disk(tmp_path, b"web")

@@ -101,8 +101,8 @@ OPTIONS: Final = (
     Option(
         "assume",
         "powered-off",
-        "with writable, for vddk://: you know that the virtual machine is powered off, and stays "
-        "so",
+        "for vddk://, with writable or overlay=: you know that the virtual machine is powered "
+        "off, and stays so",
         values.one_of("powered-off"),
     ),
     Option(
@@ -155,7 +155,7 @@ OPTIONS: Final = (
     Option(
         "op_timeout",
         "SECONDS",
-        "how long one read may take in a worker (default: 60)",
+        "how long one read or write may take in a worker (default: 60)",
         values.seconds,
     ),
     Option(

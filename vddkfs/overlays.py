@@ -25,7 +25,8 @@ from vddkfs.errors import OverlayError
 log = logging.getLogger(__name__)
 
 TMP: Final = "tmp"
-_PREFIX: Final = "vddkfs-overlay-"
+_PREFIX: Final = ".vddkfs-private-overlay-"
+"""Nothing that an operator would call an overlay of his: what is left of those is removed."""
 
 
 @asynccontextmanager

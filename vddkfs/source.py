@@ -46,12 +46,13 @@ def _open_local(text: str, options: MountOptions) -> Source:
     found = discover(path, follow_any=follow_any, raw_devices=raw_devices)
     names = unique_names(chain.name for chain in found.chains)
     chains = zip(names, found.chains, strict=True)
-    bases = collections.Counter(chain.links[0].path for chain in found.chains)
+    # Under whatever name: a file may have several, and several descriptors.
+    users = collections.Counter(file for chain in found.chains for file in _files(chain.links[0]))
     planned = []
     for number, (name, chain) in enumerate(chains):
         refusal = None
         if options.writable:
-            shared = bases[chain.links[0].path] > 1
+            shared = any(users[file] > 1 for file in _files(chain.links[0]))
             refusal = local_refusal(chain.links, options, shared=shared)
         planned.append(plan_local(number, name, chain.links, follow_any, raw_devices, refusal))
     return Source(
@@ -62,6 +63,10 @@ def _open_local(text: str, options: MountOptions) -> Source:
         workers=tuple(worker for _, worker in planned),
         left_out=tuple(LeftOut(left.path, str(left.error)) for left in found.left_out),
     )
+
+
+def _files(link: LinkInfo) -> set[tuple[int, int, int]]:
+    return {(file.device, file.inode, file.offset) for file in link.identity.files}
 
 
 def plan_local(

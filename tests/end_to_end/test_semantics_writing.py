@@ -195,9 +195,9 @@ def test_write_fenced(mount: Mounts, base: Path) -> None:
 
 @promise(
     "write-lost",
-    "A write that cannot be made, or a flush that fails, ends writing to that disk until it is "
-    "mounted again; everybody who has it open for writing is told once, and it can still be "
-    "read.",
+    "A write to a base that fails for another reason than missing space, or a flush that fails, "
+    "ends writing to that disk until it is mounted again; everybody who has it open for writing is "
+    "told once, and it can still be read.",
 )
 def test_write_lost(mount: Mounts, base: Path, tmp_path: Path) -> None:
     failing = tmp_path / "failing"
@@ -412,6 +412,20 @@ def test_overlay_belongs_also_while_it_is_mounted(mount: Mounts, base: Path, vm:
     write(vm / "base-flat.vmdk", MIB, NEW[:512], "raw")
     refused(found, errno.ESTALE, "open", found.path("base/disk.raw"), os.O_RDONLY)
     refused(found, errno.ESTALE, "pwrite", fd, NEW[:4096], 0)
+
+
+@pytest.mark.parametrize("inside", ["", "sub", "../link/sub"])
+def test_no_overlay_below_the_mount_itself(
+    vm: Path, base: Path, tmp_path: Path, inside: str
+) -> None:
+    """It would be hidden by the mount, and every write would fail."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    done = vddkfs("mount", vm, place, "-o", f"overlay={place}/{inside}")
+    assert done.returncode == 2
+    assert "would be hidden by the mount" in done.stderr
+    assert not list(place.iterdir())
 
 
 def test_no_overlay_above_a_base_that_is_being_written(

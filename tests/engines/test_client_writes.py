@@ -513,6 +513,30 @@ async def test_much_is_flushed_unasked_and_more_waits(
         assert len(flushes) == 2
 
 
+async def test_what_cannot_be_flushed_before_a_reopening_is_told_after_it(
+    disk: Disk, vmdk: Any, autojump_clock: Any
+) -> None:
+    """The engine that is closed may be the only one that is told of a failure by the kernel."""
+
+    async def lost(process: FakeProcess) -> None:
+        await disk.opened_by(process)
+        process.reply(await process.next())
+        request = await process.next()
+        while request[0] == Op.FLUSH:
+            fail(process, request, EngineError("the disk failed"))
+            request = await process.next()
+        assert request[0] == Op.OPEN
+        process.reply(request, 0, protocol.encode((IDENTITY,)))
+        while True:
+            process.reply(await process.next())
+
+    async with vmdk(lost) as (client, _):
+        assert await ended(write(client, 1)) is None
+        assert await client.reopen() == (IDENTITY,)
+        with pytest.raises(EngineError, match="the disk failed"):
+            await client.flush()
+
+
 # Ends.
 
 

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 
 from vddkfs.disks.vm import Source
-from vddkfs.errors import EXIT_BUG, DaemonDied, VddkfsError
+from vddkfs.engines.vmdk.text import printable
+from vddkfs.errors import EXIT_BUG, DaemonDied, UsageError, VddkfsError
 from vddkfs.mounts import check_fuse, check_mountpoint
 from vddkfs.observe import logs
 from vddkfs.options import OPTIONS, MountOptions, parse_options
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = parse_options(arguments.options)
     place = canonical(arguments.mountpoint)
     check_mountpoint(place)
+    _check_overlay(options.overlay, place)
     check_fuse()
     source = open_source(arguments.source, options)
     for left in source.left_out:
@@ -59,6 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
         _serve(source, place, options, foreground=True, ready=lambda: None)
         return 0
     return _in_background(source, place, options)
+
+
+def _check_overlay(folder: str, place: str) -> None:
+    """Raise UsageError if the overlay's *folder* would be below the mount at *place*."""
+    if not folder.startswith("/"):
+        return
+    if os.path.commonpath([os.path.realpath(folder), place]) == place:
+        raise UsageError(
+            f"overlay={printable(folder)}: would be hidden by the mount at {printable(place)}",
+            advice="name a folder elsewhere",
+        )
 
 
 def _serve(

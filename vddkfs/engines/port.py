@@ -247,6 +247,10 @@ class WorkerPort:
             found = await self.revalidate()
             self._base = found[0] if found else None
             return found
+        if self._pending.unflushed.dirty:
+            # The kernel tells of a loss once: at the close, where none who wrote would hear of it.
+            with contextlib.suppress(VddkfsError):
+                await self.flush()
         call = Call(Op.OPEN, self._patience.open_timeout, protocol.encode(self._config_now))
         try:
             found = await self._ask(call, protocol.decode_identities)

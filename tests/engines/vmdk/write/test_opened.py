@@ -336,6 +336,23 @@ def test_what_vmware_has_open_is_refused(make: Any, name: str) -> None:
     VmdkEngine([disk]).close()
 
 
+def test_a_lock_of_vmware_that_cannot_be_looked_into_is_one(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = str(make.flat("x", bytes(51200)))
+    folder = make.folder / "x.vmdk.lck"
+    folder.mkdir()
+    look = os.listdir
+
+    def listdir(path: Any) -> list[str]:
+        if path == str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    refused(disk, "x.vmdk.lck exists", "power the virtual machine off")
+
+
 def test_what_esxi_has_open_over_nfs_is_refused(make: Any) -> None:
     disk = make.flat("x", bytes(51200))
     number = (make.folder / "x-flat.vmdk").stat().st_ino.to_bytes(8, "little").hex()

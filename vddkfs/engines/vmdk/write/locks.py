@@ -184,25 +184,29 @@ def _lock(kind: int, byte: int) -> bytes:
 
 def _refuse_if_vmware_holds(files: Sequence[str]) -> None:
     for path in files:
-        folder = f"{path}.lck"
-        with contextlib.suppress(OSError):
-            if not os.path.isdir(folder):
-                held = folder if os.path.lexists(folder) else ""
-            else:
-                held = next((f"{folder}/{name}" for name in sorted(os.listdir(folder))), "")
-            if not held:
-                held = _lock_on_nfs(path)
-            if held:
-                raise refusal(
-                    path,
-                    f"VMware has it open: {printable(held)} exists",
-                    "power the virtual machine off; if none runs on any host, the lock was left "
-                    "behind: remove it",
-                )
+        held = _lock_folder(f"{path}.lck") or _lock_on_nfs(path)
+        if held:
+            raise refusal(
+                path,
+                f"VMware has it open: {printable(held)} exists",
+                "power the virtual machine off; if none runs on any host, the lock was left "
+                "behind: remove it",
+            )
+
+
+def _lock_folder(folder: str) -> str:
+    """Return the name of the lock in *folder*, or that itself if it does not show; "" for none."""
+    try:
+        return next((f"{folder}/{name}" for name in sorted(os.listdir(folder))), "")
+    except OSError:
+        return folder if os.path.lexists(folder) else ""
 
 
 def _lock_on_nfs(path: str) -> str:
     """Return the name of the lock that ESXi has on *path*, "" for none."""
-    number = os.stat(path).st_ino.to_bytes(8, "little").hex()
+    try:
+        number = os.stat(path).st_ino.to_bytes(8, "little").hex()
+    except OSError:
+        return ""
     lock = f"{os.path.dirname(path)}/.lck-{number}"
     return lock if os.path.lexists(lock) else ""
