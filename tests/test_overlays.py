@@ -119,37 +119,37 @@ def left_by_a_daemon(place: Path, name: str) -> Path:
 
 
 async def test_the_private_folder_of_a_killed_daemon_is_removed_and_no_other(place: Path) -> None:
-    left_by_a_daemon(place, "vddkfs-overlay-dead")
+    left_by_a_daemon(place, ".vddkfs-private-overlay-dead")
     left_by_a_daemon(place, "somebody-elses")
-    (place / "vddkfs-overlay-file").write_text("no overlay")
-    (place / "vddkfs-overlay-empty").mkdir()
+    (place / ".vddkfs-private-overlay-file").write_text("no overlay")
+    (place / ".vddkfs-private-overlay-empty").mkdir()
     alive = make_disk("db")
     private = overlay_of([make_disk()], TMP, False, False)
     async with overlay_of([alive], TMP, False, False) as theirs, private:
         assert is_folder(theirs), "it is in use"
         await write(alive, 0, b"x" * 4096)
         found = left(place)
-    assert set(found) >= {"somebody-elses", "vddkfs-overlay-file", Path(theirs).name}
-    assert "vddkfs-overlay-dead" not in found
+    assert set(found) >= {"somebody-elses", ".vddkfs-private-overlay-file", Path(theirs).name}
+    assert ".vddkfs-private-overlay-dead" not in found
 
 
 async def test_a_user_without_a_name_has_private_folders_too(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a container the daemon's user may be in no list of users."""
-    left_by_a_daemon(place, "vddkfs-overlay-dead")
+    left_by_a_daemon(place, ".vddkfs-private-overlay-dead")
 
     def nameless(_path: Path) -> str:
         raise KeyError("getpwuid(): uid not found: 4711")
 
     monkeypatch.setattr(Path, "owner", nameless)
     async with overlay_of([make_disk()], TMP, False, False):
-        assert "vddkfs-overlay-dead" not in left(place)
+        assert ".vddkfs-private-overlay-dead" not in left(place)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders to others")
 async def test_private_folders_of_other_users_are_theirs(place: Path) -> None:
-    folder = left_by_a_daemon(place, "vddkfs-overlay-dead")
+    folder = left_by_a_daemon(place, ".vddkfs-private-overlay-dead")
     os.chown(folder, 4711, 4711)
     async with overlay_of([make_disk()], TMP, False, False):
         assert is_folder(folder)
@@ -159,6 +159,6 @@ async def test_what_a_link_leads_to_is_not_a_private_folder(place: Path, tmp_pat
     """Anybody can make a link in a folder such as /var/tmp, to an overlay that is to be kept."""
     kept = left_by_a_daemon(tmp_path, "kept")
     before = left(kept)
-    (place / "vddkfs-overlay-link").symlink_to(kept)
+    (place / ".vddkfs-private-overlay-link").symlink_to(kept)
     async with overlay_of([make_disk()], TMP, False, False):
         assert left(kept) == before
