@@ -370,6 +370,21 @@ async def test_a_flush_that_failed_is_told_once_to_each_writer(
         await image.flush(later)
 
 
+async def test_a_flush_that_wanted_space_and_has_it_later_is_no_loss_to_others() -> None:
+    disk = MemoryDisk()
+    async with layered(dug(), open_overlay(disk)) as image:
+        first, second = [await image.open(direct=False, write=True) for _ in range(2)]
+        await image.write(first, 0, b"x" * BLOCK)
+        await image.write(second, BLOCK, b"y" * BLOCK)
+        disk.fail["write"] = errno.ENOSPC
+        with pytest.raises(OverlayError) as caught:
+            await image.flush(first)
+        assert caught.value.errno == errno.ENOSPC
+        del disk.fail["write"]
+        await image.flush(second)
+        await image.flush(first)
+
+
 async def test_a_store_that_has_lost_something_takes_no_writes() -> None:
     disk = MemoryDisk()
     async with layered(dug(), open_overlay(disk)) as image:

@@ -480,3 +480,20 @@ def test_overlay_full(mount: Mounts, vm: Path, tmp_path: Path) -> None:
     finally:
         done = run("umount", small)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("how", [0, os.O_DIRECT], ids=["buffered", "direct"])
+@pytest.mark.parametrize("sync", [os.O_DSYNC, os.O_SYNC], ids=["dsync", "sync"])
+def test_overlay_crash_after_a_synchronous_write(
+    mount: Mounts, base: Path, tmp_path: Path, how: int, sync: int
+) -> None:
+    """Who opened the file for synchronous writes needs no fsync."""
+    found = mount(base, f"overlay={tmp_path}/overlay")
+    fd = opened(found, "base/disk.raw", os.O_RDWR | how | sync)
+    assert found.ask("pwrite", fd, NEW[:MIB], MIB) == MIB
+    os.kill(found.pid, signal.SIGKILL)
+    found.ended = True
+    until(lambda: not (Path("/proc") / str(found.pid)).exists(), what="the daemon's end")
+    again = mount(base, f"overlay={tmp_path}/overlay")
+    assert again.read("base/disk.raw", MIB, MIB) == NEW[:MIB]
+    again.finish()

@@ -350,6 +350,24 @@ async def test_what_waits_for_a_process_is_not_written_to_another_disk(
         assert writes_of(processes[1]) == []
 
 
+async def test_memory_that_is_still_written_from_is_kept_when_the_mount_goes_down(
+    disk: Disk, either: Any, autojump_clock: Any
+) -> None:
+    """Writers that wait for memory would put their bytes there: they would go to its place."""
+
+    async def slow(process: FakeProcess) -> None:
+        await disk.opened_by(process)
+        await packet_of(process)
+        await trio.sleep_forever()
+
+    async with either(slow) as (client, _):
+        first = write(client, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        client.refuse()
+        assert isinstance(await ended(first), WorkerFailed)
+        assert first.holds == 1
+
+
 # What was answered and not flushed.
 
 

@@ -177,6 +177,18 @@ async def test_what_is_written_goes_to_the_image_and_is_counted(overlaid: Mount)
     assert (served.bytes, served.times.count) == (0, 0)
 
 
+@pytest.mark.parametrize("flags", [os.O_DSYNC, os.O_SYNC, os.O_SYNC | os.O_DIRECT])
+async def test_synchronous_writes_are_flushed(flags: int, overlaid: Mount) -> None:
+    handle = (await overlaid.open("web/disk.raw", os.O_RDWR | flags)).fh
+    other = (await overlaid.open("web/disk.raw", os.O_RDWR)).fh
+    assert await overlaid.handlers.write(handle, 5, b"abc") == 3
+    assert overlaid.top.flushes == 1
+    assert await overlaid.handlers.write(other, 5, b"abc") == 3
+    assert overlaid.top.flushes == 1
+    await overlaid.handlers.release(handle)
+    assert not overlaid.handlers._synchronous
+
+
 async def test_appending_ends_at_the_end(overlaid: Mount) -> None:
     handle = (await overlaid.open("web/disk.raw", os.O_WRONLY | os.O_APPEND)).fh
     with pytest.raises(pyfuse3.FUSEError) as caught:

@@ -36,7 +36,7 @@ class Layer:
     """What was written to the image *name*, of *capacity* bytes, and is kept in *overlay*.
 
     *fork* is what was written before, if anything was. ``changes`` counts the writes, and
-    ``failures`` the flushes that failed: each writer is told of those.
+    ``failures`` the flushes that found a loss: each writer is told of those.
     """
 
     def __init__(
@@ -99,7 +99,8 @@ class Layer:
         try:
             await trio.to_thread.run_sync(self._fork.flush, limiter=self._threads.writing)
         except VddkfsError:
-            self.failures += 1
+            # Where it only wanted space, what was written is still there for the next one.
+            self.failures += self._fork.lost
             raise
 
     async def _made(self) -> Fork:

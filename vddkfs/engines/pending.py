@@ -370,7 +370,10 @@ class Pending:
         self.waiting.extendleft(requests)
 
     def fail_all(self, error: VddkfsError) -> None:
-        """End everything with *error*."""
+        """End everything with *error*. The process may still write from the memory that it has."""
+        for request in self.in_flight.values():
+            if isinstance(request, WriteRequest):
+                self._doubtful.append(request.move()[1])
         requests = [*self.in_flight.values(), *self.waiting, *self._held_back]
         self.in_flight.clear()
         self.waiting.clear()

@@ -55,6 +55,9 @@ class Operations(ReadOnly):
         self.served: dict[str, Served] = {}
         """What was read of each image, by its name; of those that were opened."""
         self._handles: dict[int, tuple[Window, Handle, Served] | bytes] = {}
+        self._synchronous: set[int] = set()
+        """Files that were opened with O_SYNC or O_DSYNC: the kernel leaves that to us where its
+        pages are passed by."""
         self._folders: dict[int, tuple[Folder, list[tuple[str, Node]]]] = {}
         self._next_handle = 1
         self._complaints = Complaints()
@@ -204,6 +207,8 @@ class Operations(ReadOnly):
             raise pyfuse3.FUSEError(errno.ESTALE)
         served = self.served.setdefault(node.image.name, Served())
         self._handles[number] = (node, handle, served)
+        if write and flags & os.O_DSYNC:  # O_SYNC has that bit too
+            self._synchronous.add(number)
         # What is kept of nothing is not kept by the kernel either, and what is written by way of
         # another file it would not hear of. Who writes past the kernel's pages writes in parallel.
         past = not node.image.policy.caches or node.written_elsewhere or (write and direct)
@@ -236,7 +241,9 @@ class Operations(ReadOnly):
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Write *buf* to the image, less only at its end; it is there when this returns."""
+        """Write *buf* to the image, less only at its end; it is there when this returns, and on the
+        disk if the file was opened for that.
+        """
         found = self._handles[fh]
         if isinstance(found, bytes) or not found[1].writes:
             raise pyfuse3.FUSEError(errno.EBADF)
@@ -253,12 +260,15 @@ class Operations(ReadOnly):
             under_way.end()
             served.write_times.observe(time.perf_counter() - began)
         served.written += size
+        if fh in self._synchronous:
+            await self._flush(window, handle, served)
         return size
 
     @guarded
     async def release(self, fh: int) -> None:
         """Close a file."""
         self._handles.pop(fh, None)
+        self._synchronous.discard(fh)
 
     @guarded
     async def flush(self, fh: int) -> None:

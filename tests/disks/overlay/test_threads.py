@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.disks.overlay.memory import MemoryDisk
 from vddkfs.disks.overlay import BLOCK, Fork, Limits, Overlay
+from vddkfs.disks.overlay.space import Segments
 
 BLOCKS = 64
 LIMITS = Limits(reserve=0, grow=64, spare=8, piece=2, pending=40, retired=20, log_room=BLOCK)
@@ -136,3 +138,21 @@ def test_a_place_that_is_read_is_not_used_again(tmp_path: Path) -> None:
     flusher.join()
     assert store._free.count == free
     overlay.close()
+
+
+def test_a_segment_that_is_written_while_a_commit_begins_is_flushed_by_one() -> None:
+    """Between finding the set of such segments and putting one into it, a commit may take it."""
+    segments = Segments(MemoryDisk(), "/", LIMITS)
+    taken: list[set[int]] = []
+
+    class Interrupted(set[int]):
+        def add(self, number: int) -> None:
+            if not taken:
+                taken.append(segments.take_dirty())
+            super().add(number)
+
+    segments.grow(1)
+    segments._dirty = Interrupted(segments.take_dirty())
+    segments.write(memoryview(bytes(BLOCK)), 0)
+    assert segments.take_dirty() == {0}
+    assert segments.take_dirty() == set()

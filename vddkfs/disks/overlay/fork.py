@@ -54,6 +54,11 @@ class Fork:
         """Flush, and close the files. They are closed also if that fails."""
         self._store.close()
 
+    @property
+    def lost(self) -> bool:
+        """Whether a flush has failed for what the disk did."""
+        return self._store.lost
+
     # Looking
 
     @property

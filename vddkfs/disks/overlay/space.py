@@ -193,7 +193,9 @@ class Segments:
 
     def take_dirty(self) -> set[int]:
         """Return the segments that were written since the last call."""
-        dirty, self._dirty = self._dirty, set()
+        # It stays the same set: who is about to put a number into it may have found it already.
+        dirty = set(self._dirty)
+        self._dirty -= dirty
         return dirty
 
     def put_back(self, dirty: set[int]) -> None:

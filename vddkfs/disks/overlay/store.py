@@ -339,6 +339,11 @@ class Store:
             # Has what is pending, and some of what is not yet: so all segments.
             self._journal.compact(self.leaves(), self._segments.sync)
 
+    @property
+    def lost(self) -> bool:
+        """Whether a flush has failed, so that nothing is written any more."""
+        return bool(self._lost)
+
     def _check_lost(self) -> None:
         if self._lost:
             raise OverlayError(
