@@ -1,24 +1,6 @@
 """Locks of byte ranges: who writes a range, or reads it to write it back, has it for himself."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import trio
-
-
-class _Held:
-    __slots__ = ("end", "gone", "start")
-
-    def __init__(self, start: int, end: int) -> None:
-        self.start = start
-        self.end = end
-        self.gone: trio.Event | None = None
-
-    def event(self) -> trio.Event:
-        """Return what is set when the range is let go, or given up."""
-        if self.gone is None:
-            self.gone = trio.Event()
-        return self.gone
 
 
 class RangeLocks:
@@ -31,21 +13,49 @@ class RangeLocks:
 
     def __init__(self, grain: int) -> None:
         self._grain = grain
-        self._held: list[_Held] = []
+        self._held: list[Held] = []
 
-    @asynccontextmanager
-    async def hold(self, start: int, end: int) -> AsyncIterator[None]:
-        """Have [*start*, *end*), in bytes, until the end of the block. A cancelled wait is given
-        up."""
-        mine = _Held(start - start % self._grain, end + -end % self._grain)
-        before = [one for one in self._held if one.start < mine.end and mine.start < one.end]
-        self._held.append(mine)
+    def hold(self, start: int, end: int) -> "Held":
+        """Return what has [*start*, *end*), in bytes, in its block. A wait can be cancelled."""
+        return Held(self._held, start - start % self._grain, end + -end % self._grain)
+
+
+class Held:
+    """A range: *held* is those of its file. It is on the way of every write, hence no generator."""
+
+    __slots__ = ("_gone", "_held", "end", "start")
+
+    def __init__(self, held: "list[Held]", start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self._held = held
+        self._gone: trio.Event | None = None
+
+    async def __aenter__(self) -> None:
+        """Wait for all that overlap and were asked for before."""
+        start, end = self.start, self.end
+        before = [one for one in self._held if one.start < end and start < one.end]
+        self._held.append(self)
+        if not before:
+            return
         try:
             # All events before the first wait: one of them may go while another is waited for.
-            for event in [one.event() for one in before]:
+            for event in [one._event() for one in before]:
                 await event.wait()
-            yield
-        finally:
-            self._held.remove(mine)
-            if mine.gone is not None:
-                mine.gone.set()
+        except BaseException:
+            self._let_go()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._let_go()
+
+    def _event(self) -> trio.Event:
+        """Return what is set when the range is let go, or given up."""
+        if self._gone is None:
+            self._gone = trio.Event()
+        return self._gone
+
+    def _let_go(self) -> None:
+        self._held.remove(self)
+        if self._gone is not None:
+            self._gone.set()
