@@ -241,7 +241,7 @@ class Worker:
     def _fail(self, op: int, request_id: int, error: Exception) -> None:
         """Tell *error*. A ValueError is a request that does not fit the chain as it is now."""
         if isinstance(error, OSError):
-            error = EngineError(str(error), errno=error.errno)
+            error = EngineError(str(error), errno=error.errno or errno.EIO)
         elif not isinstance(error, VddkfsError):
             error = EngineError(str(error))
         self._reply(op, error.errno, request_id, protocol.encode_error(error))
