@@ -121,9 +121,9 @@ class Slot:
         base = self.offset
         return self.frame.chunk.view[base + start : base + end]
 
-    def fill(self, data: memoryview) -> None:
-        """Put *data* to the slot's beginning, for a worker to write it somewhere."""
-        self.frame.chunk.put(self.offset, data)
+    def fill(self, start: int, data: memoryview) -> None:
+        """Put *data* to byte *start* of the slot, for a worker to write it somewhere."""
+        self.frame.chunk.put(self.offset + start, data)
 
 
 class Arena:

@@ -51,6 +51,12 @@ class Answer:
         elif self.left and not self.lost:
             self.disk.release(self.slot)
 
+    def leave(self) -> None:
+        """Have the slot go back by itself: nobody will wait."""
+        self.left = True
+        if self.finished and not self.lost:
+            self.disk.release(self.slot)
+
     def moved(self) -> Moved:
         disk, old = self.disk, self.slot
         fresh = disk.slot_at_once(old.size)

@@ -273,6 +273,8 @@ class ImageCache:
         What is being fetched of it is handed to those who wait for it (they began before), and not
         kept; all else that is being fetched is.
         """
+        if not self._index:
+            return
         runs = self._forgotten(start, end)
         for run in runs:
             run.epoch = _OVER

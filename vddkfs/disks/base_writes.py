@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from vddkfs.cache.arena import FRAME
+from vddkfs.cache.arena import FRAME, Slot
 from vddkfs.cache.direct import Answer
 from vddkfs.cache.frames import DiskCache
 from vddkfs.cache.sector_cache import ImageCache
@@ -29,7 +29,9 @@ from vddkfs.errors import EngineError, VddkfsError
 
 log = logging.getLogger(__name__)
 
-_PIECES_AT_ONCE: Final = 8
+_FRAMES_AT_ONCE: Final = 8
+_PIECE: Final = 256 * 1024
+"""Bytes of one request, so that copies in one process go on beside those in the next."""
 _HARMLESS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL))
 """Errnos that an engine refuses a write with before anything of it is written anywhere else."""
 
@@ -109,16 +111,16 @@ class BaseWrites:
 
     async def _write_pieces(self, start: int, data: memoryview, check: Callable[[], None]) -> None:
         if len(data) <= FRAME:
-            await self._write_piece(start, data, check)
+            await self._write_frame(start, data, check)
             return
         errors: list[VddkfsError] = []
-        limit = trio.Semaphore(_PIECES_AT_ONCE)
+        limit = trio.Semaphore(_FRAMES_AT_ONCE)
 
         async def write(at: int) -> None:
             async with limit:
                 if not errors:
                     try:
-                        await self._write_piece(start + at, data[at : at + FRAME], check)
+                        await self._write_frame(start + at, data[at : at + FRAME], check)
                     except VddkfsError as error:
                         errors.append(error)
 
@@ -126,29 +128,58 @@ class BaseWrites:
             for at in range(0, len(data), FRAME):
                 nursery.start_soon(write, at)
         if errors:
-            # A piece that is lost says more than one that was refused, whichever came first.
-            raise next((one for one in errors if one.errno not in _HARMLESS), errors[0])
+            raise _worst(errors)
 
-    async def _write_piece(self, start: int, data: memoryview, check: Callable[[], None]) -> None:
+    async def _write_frame(self, start: int, data: memoryview, check: Callable[[], None]) -> None:
+        """Write what has space in one slot: in pieces, each sent while the next is copied."""
         disk: DiskCache = self._cache.disk
         slot = await disk.slot(len(data))
         try:
-            # Requests are served in their order: what opens another disk comes behind this one.
+            # Requests are served in their order: what opens another disk comes behind these.
             check()
         except VddkfsError:
             disk.release(slot)
             raise
-        slot.fill(data)
+        if len(data) <= _PIECE:
+            answer = self._submit(slot, 0, start, data)
+            self._client.poll()
+            disk.release(await answer.wait())
+            return
+        answers = []
+        for at in range(0, len(data), _PIECE):
+            slot.pin()
+            answers.append(self._submit(slot, at, start + at, data[at : at + _PIECE]))
+        disk.release(slot)
+        self._client.poll()
+        errors = []
+        while answers:
+            answer = answers.pop()
+            try:
+                disk.release(await answer.wait())
+            except VddkfsError as error:
+                errors.append(error)
+            except BaseException:
+                for other in answers:
+                    other.leave()
+                raise
+        if errors:
+            raise _worst(errors)
+
+    def _submit(self, slot: Slot, at: int, start: int, data: memoryview) -> Answer:
+        """Have *data*, from byte *at* of *slot* on, written to *start*; one pin is the answer's."""
+        disk = self._cache.disk
+        slot.fill(at, data)
         answer = Answer(slot, disk)
 
         def held() -> Callable[[], None]:
             slot.pin()
             return lambda: disk.release(slot)
 
-        request = WriteRequest(start // SECTOR, len(data) // SECTOR, slot, data, answer.done, held)
+        target = slot if not at else _Part(slot.chunk_number, slot.offset + at)
+        count = len(data) // SECTOR
+        request = WriteRequest(start // SECTOR, count, target, data, answer.done, held)
         self._client.submit_write(request)
-        self._client.poll()
-        disk.release(await answer.wait())
+        return answer
 
     def _check(self) -> None:
         if self.broken:
@@ -170,3 +201,18 @@ class BaseWrites:
                 self.name,
                 why,
             )
+
+
+class _Part:
+    """A place in a slot; see ``Target``."""
+
+    __slots__ = ("chunk_number", "offset")
+
+    def __init__(self, chunk_number: int, offset: int) -> None:
+        self.chunk_number = chunk_number
+        self.offset = offset
+
+
+def _worst(errors: list[VddkfsError]) -> VddkfsError:
+    """Return the one that says most: a piece that is lost, whichever was refused beside it."""
+    return next((one for one in errors if one.errno not in _HARMLESS), errors[0])
