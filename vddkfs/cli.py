@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 from vddkfs import __version__
 from vddkfs.commands import check, cleanup, doctor, info, invalidate, mount, overlay, status, umount
 from vddkfs.errors import ALL_ERRORS, EXIT_BUG, EXIT_OK, UsageError, VddkfsError
+from vddkfs.options import without_rw
 
 COMMANDS: Final = {
     "mount": mount,
@@ -85,10 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Names that are not UTF-8 are shown escaped: a listing must not end at one.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if words and not words[0].startswith("-") and words[0] not in COMMANDS and len(words) > 1:
+    mount8 = len(words) > 1 and not words[0].startswith("-") and words[0] not in COMMANDS
+    if mount8:
         words.insert(0, "mount")
     try:
         parsed = parser().parse_args(words)
+        if mount8:
+            parsed.options = without_rw(parsed.options)
         return int(parsed.run(parsed))
     except VddkfsError as error:
         print(f"vddkfs: {error}", file=sys.stderr)

@@ -269,6 +269,11 @@ _MOUNT_PREFIXES: Final = (
 )
 
 
+def without_rw(words: Iterable[str]) -> list[str]:
+    """Return the arguments of ``-o`` without rw, which mount(8) says wherever ro is not said."""
+    return [",".join(item for item in word.split(",") if item.strip() != "rw") for word in words]
+
+
 def parse_options(words: Iterable[str]) -> MountOptions:
     """Return the options of the ``-o`` *words* (each may hold several, with commas between).
 

@@ -86,7 +86,10 @@ def test_info_lists_what_would_be_mounted(command: None, vm: Path) -> None:
 
 
 def test_form_of_mount8(mount: Mounts, vm: Path) -> None:
-    """`SOURCE MOUNTPOINT -o ...`, with what fstab and mount(8) put among the options."""
+    """`SOURCE MOUNTPOINT -o ...`, with what fstab and mount(8) put among the options.
+
+    They say rw wherever ro is not said: nothing is written for that.
+    """
     path = make_vmdk(vm / "disk.vmdk", noise("disk", MIB))
     found = mount.prepare(path)
     options = (
