@@ -41,8 +41,8 @@ LAYOUT = ALL_NEW | {"direct": "old"}
 NOT_DIRECT = """
 from vddkfs.disks.image import Image
 opened = Image.open
-async def open(self, direct):
-    return await opened(self, False)
+async def open(self, direct, write=False):
+    return await opened(self, False, write)
 Image.open = open
 """
 KERNEL = """
@@ -52,7 +52,9 @@ async def drop(self, inode, start=0, size=0):
     return True
 KernelPages.drop = drop
 made = Handle.__init__
-Handle.__init__ = lambda self, image, direct, keep, ahead: made(self, image, direct, True, ahead)
+def keeping(self, image, direct, keep, *others):
+    made(self, image, direct, True, *others)
+Handle.__init__ = keeping
 """
 CACHE = f"""
 {NOT_DIRECT}
@@ -70,13 +72,14 @@ Flush.of = lambda self, luns, about: []
 MAP = f"""
 {NOT_DIRECT}
 class Kept:
-    def __get__(self, image, owner=None):
-        return vars(image).get("first")
-    def __set__(self, image, found):
+    def __get__(self, source, owner=None):
+        return vars(source).get("first")
+    def __set__(self, source, found):
         if found is not None:
-            vars(image).setdefault("first", found)
-Image.map = Kept()
-Image._zeros = property(lambda image: image.map, lambda image, found: None)
+            vars(source).setdefault("first", found)
+from vddkfs.disks.allocation import Allocation
+Allocation.map = Kept()
+Allocation._zeros = property(lambda source: source.map, lambda source, found: None)
 """
 TABLES = """
 from vddkfs.engines.vmdk.grains import SparseExtent
