@@ -206,7 +206,10 @@ class TestPages:
         kit.configure(*BUFFERED)
         worker = workers(SCSI)
         outdated(kit, worker, over_san(kit, FROZEN, idle_close=0.2), old)
-        until(lambda: kit.events("client-close"), what="the idle disk to be closed")
+        until(
+            lambda: len(kit.events("client-close")) == len(kit.events("client-open")),
+            what="the idle disk to be closed",
+        )
         found = worker.renew()
         assert placed(found.steps) == [
             ("device", device(kit), True),
