@@ -117,7 +117,7 @@ class Directory:
     def forget(self) -> None:
         """Forget all that was read."""
         self._keys = self._cache.new_keys()
-        if self._spare_is_sound is not None and self._layout.spare_directory:
+        if self._layout.spare_directory:
             self._spare_is_sound = None
 
     def forget_table(self, number: int) -> None:
@@ -162,10 +162,9 @@ class Directory:
 
     def damage(self, sector: int, what: str) -> EngineError:
         """Return the error for *sector* of the image, which is lost because of *what*."""
-        size = self._file.size if self._file.holder else os.fstat(self._file.fd).st_size
         return EngineError(
             f"{printable(self._file.path)}: sector {sector} of the image is lost: {what} "
-            f"(the file has {size} bytes, and data from sector {self._layout.lowest} on)",
+            f"(the file has {self._size()} bytes, and data from sector {self._layout.lowest} on)",
             link=self._link,
             sector=sector,
         )
@@ -229,8 +228,11 @@ class Directory:
         return mended
 
     def _possible(self) -> Possible:
-        size = self._file.size if self._file.holder else os.fstat(self._file.fd).st_size
-        return Possible(self._layout.lowest, -(-size // 512), self._layout.zero_grains)
+        return Possible(self._layout.lowest, -(-self._size() // 512), self._layout.zero_grains)
+
+    def _size(self) -> int:
+        """Return the bytes of the file as it is now; one in an archive keeps those that it has."""
+        return self._file.size if self._file.holder else os.fstat(self._file.fd).st_size
 
     def _may_use_spare(self, flags: int) -> bool:
         """Say whether what the redundant tables say can be believed, and is not there in vain.
