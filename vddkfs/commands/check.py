@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from vddkfs.commands.arguments import add_mount_options
 from vddkfs.errors import ALL_ERRORS, EXIT_OK, DamageFound, UnsupportedFormat, VddkfsError
 from vddkfs.options import parse_options
 
@@ -30,13 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
-    parser.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPTIONS",
-        help="mount options; follow_parents= and raw_devices= are the ones that matter here",
+    add_mount_options(
+        parser, "mount options; follow_parents= and raw_devices= are the ones that matter here"
     )
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vddkfs.commands.arguments import add_mount_options
 from vddkfs.errors import EXIT_OK, LeftBehind, UsageError
 from vddkfs.options import MountOptions, parse_options
 from vddkfs.state import state_folder
@@ -23,14 +24,7 @@ What belongs to a living mount is left alone.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPTIONS",
-        help="mount options; credentials= and libdir= are those that matter here",
-    )
+    add_mount_options(parser, "mount options; credentials= and libdir= are those that matter here")
     parser.add_argument(
         "--server",
         metavar="NAME",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vddkfs import __version__
+from vddkfs.commands.arguments import add_mount_options
 from vddkfs.errors import EXIT_OK, ChecksFailed
 from vddkfs.options import MountOptions, parse_options
 
@@ -28,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", nargs="?", default="", help="what is to be mounted"
     )
-    parser.add_argument(
-        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="mount options"
-    )
+    add_mount_options(parser)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument(
         "--probe",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
+from vddkfs.commands.arguments import add_mount_options
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import EXIT_OK, UsageError
 from vddkfs.options import MountOptions, parse_options
@@ -37,13 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
     parser.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
-    parser.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPTIONS",
-        help="mount options; follow_parents=, raw_devices= and overlay_force= matter here",
+    add_mount_options(
+        parser, "mount options; follow_parents=, raw_devices= and overlay_force= matter here"
     )
 
 

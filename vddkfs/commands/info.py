@@ -5,6 +5,7 @@ import json
 import sys
 from typing import Any
 
+from vddkfs.commands.arguments import add_mount_options
 from vddkfs.disks.describe import describe_source
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.observe.summary import human
@@ -23,14 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="a folder of VMDKs, an .ova, a .vmx or a .vmdk"
     )
     parser.add_argument("--json", action="store_true", help="print what vm.json would hold")
-    parser.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPTIONS",
-        help="mount options; follow_parents= and raw_devices= matter here",
-    )
+    add_mount_options(parser, "mount options; follow_parents= and raw_devices= matter here")
 
 
 def run(arguments: argparse.Namespace) -> int:

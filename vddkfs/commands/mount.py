@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from vddkfs.commands.arguments import add_mount_options
 from vddkfs.disks.vm import Source
 from vddkfs.engines.vmdk.text import printable
 from vddkfs.errors import EXIT_BUG, DaemonDied, UsageError, VddkfsError
@@ -35,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", metavar="SOURCE", help="what to mount")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty folder")
-    parser.add_argument(
-        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="mount options"
-    )
+    add_mount_options(parser)
     parser.add_argument(
         "-f", "--foreground", action="store_true", help="stay in front, and log to stderr"
     )
