@@ -15,8 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from cachetools import LRUCache
-from isal import isal_zlib
 
+from vddkfs.engines.vmdk.deflate import StreamError, expand, longest_bytes
 from vddkfs.engines.vmdk.extents import PACKED, Piece, WouldWait, read_exactly
 from vddkfs.engines.vmdk.files import OpenFile
 from vddkfs.engines.vmdk.grains import SparseExtent
@@ -33,8 +33,6 @@ Key = tuple[int, int, int]
 
 Expanded = tuple[bytes, bytes]
 """A grain's compressed form, as it was in the file, and what it expanded to."""
-
-_StreamError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 
 
 class GrainCache:
@@ -168,22 +166,20 @@ class PackedExtent(SparseExtent):
         if not self._marked:
             # Nothing says how long it is; what follows is ignored.
             end = min(self.limit, self._file.base + self._file.size)
-            return self._at(piece, piece.offset, max(0, min(self._longest(), end - piece.offset)))
+            return self._at(
+                piece, piece.offset, max(0, min(longest_bytes(self.grain), end - piece.offset))
+            )
         number, size, _ = MARKER.unpack(
             self._at(piece, piece.offset, GRAIN_MARKER_BYTES) + bytes(4)
         )
         grain = (piece.sector - self.start) & ~self._grain_mask
-        if number != grain or not 0 < size <= self._longest():
+        if number != grain or not 0 < size <= longest_bytes(self.grain):
             raise self._directory.damage(
                 piece.sector,
                 f"the marker at byte {piece.offset} is of {size} bytes for sector {number} "
                 f"of the extent, not for {grain}",
             )
         return self._at(piece, piece.offset + GRAIN_MARKER_BYTES, size)
-
-    def _longest(self) -> int:
-        """Return how many bytes a compressed grain can have: incompressible ones grow a little."""
-        return 2 * self.grain * 512
 
     def _at(self, piece: Piece, offset: int, size: int) -> bytes:
         raw = bytearray(size)
@@ -211,12 +207,10 @@ class PackedExtent(SparseExtent):
         wanted = min(self.grain, self.end - self.start - grain) << 9
         whole = self.grain << 9
         try:
-            stream = isal_zlib.decompressobj()
-            # One byte more than there can be shows a stream that does not end where it should.
-            found = stream.decompress(packed, whole + 1)
-        except _StreamError as error:
+            found, _, ended = expand(packed, whole)
+        except StreamError as error:
             raise self._broken(piece, str(error)) from error
-        if not wanted <= len(found) <= whole or not stream.eof:
+        if not wanted <= len(found) <= whole or not ended:
             raise self._broken(piece, f"it expands to {len(found)} bytes or more")
         return bytes(found)
 

@@ -6,11 +6,10 @@ its size; from the first marker, each must lead to the next, to the end of the f
 
 from collections.abc import Iterator, Sequence
 
-from isal import isal_zlib
-
 from vddkfs.engines.vmdk.check.notes import Notes
 from vddkfs.engines.vmdk.check.overlap import Claim
 from vddkfs.engines.vmdk.check.tables import GRAIN, TableWalk
+from vddkfs.engines.vmdk.deflate import StreamError, expand, longest_bytes
 from vddkfs.engines.vmdk.files import OpenFile
 from vddkfs.engines.vmdk.layout import Layout
 from vddkfs.engines.vmdk.sparse import (
@@ -25,7 +24,6 @@ from vddkfs.engines.vmdk.sparse import (
 
 _TICK = 16
 _PADDING = 1 << 20
-_StreamError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 
 
 class PackedTableWalk(TableWalk):
@@ -92,21 +90,20 @@ class PackedTableWalk(TableWalk):
         """Expand a grain and return how many bytes of *packed* it took, 0 with a note if none."""
         whole = self.layout.grain * 512
         wanted = self.image_sectors(number)[1] * 512
-        stream = isal_zlib.decompressobj()
         try:
-            # One byte more than there can be shows a stream that does not end where it should.
-            found = len(stream.decompress(packed, whole + 1))
-        except _StreamError as error:
+            content, used, ended = expand(packed, whole)
+        except StreamError as error:
             self.damage(
                 "compressed", f"the compressed grain at sector {place} is damaged: {error}", number
             )
             return 0
-        if not wanted <= found <= whole or not stream.eof:
+        found = len(content)
+        if not wanted <= found <= whole or not ended:
             short = f"{found} bytes" if found <= whole else f"more than {whole} bytes"
             self.damage(
                 "compressed", f"the compressed grain at sector {place} expands to {short}", number
             )
-        return len(packed) - len(stream.unused_data)
+        return used
 
 
 class MarkerChain:
@@ -193,8 +190,3 @@ class MarkerChain:
             self._notes.warning(
                 "unreferenced", f"{left} bytes follow the last marker, and belong to nothing"
             )
-
-
-def longest_bytes(grain: int) -> int:
-    """Return how many bytes a compressed grain of *grain* sectors can have."""
-    return 2 * grain * 512
